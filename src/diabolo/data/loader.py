@@ -1,0 +1,95 @@
+"""Batches from a data set in memory: one uint8 tensor, no worker processes.
+
+The order of an epoch is a function of (seed, epoch) alone, a batch's drawn pixels of (seed, epoch, batch): training can
+be resumed at any step. What is drawn for evaluation is drawn once, from a seed of its own, for every run the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from diabolo.data.levels import bernoulli
+from diabolo.data.spec import Batch, Dataset
+from diabolo.seeds import fold
+
+#: The seed of the fixed draw, whatever the seed of a run.
+EVALUATION_SEED = 0
+
+
+class Loader:
+    """Batches of one split on a device: x (B, *shape) of `dtype`, y (B,) or None, index (B,) on the CPU.
+
+    uint8 levels k leave as k/255; floating-point values as they are. Values are gathered and scaled a batch at a time.
+
+    Raises:
+        ValueError: if the data set has no such split.
+    """
+
+    def __init__(
+        self, dataset: Dataset, split: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        found = dataset.split(split)
+        self.name, self.binarize, self.dtype = split, dataset.binarize, dtype
+        self.device = torch.device(device)
+        self.values = found.values.to(self.device)
+        self.labels = None if found.labels is None else found.labels.to(self.device)
+        self._fixed: Tensor | None = None
+
+    def __len__(self) -> int:
+        """N, the number of examples."""
+        return len(self.values)
+
+    def batches(self, batch_size: int) -> int:
+        """How many batches an epoch has; the last one may be short."""
+        return -(-len(self) // batch_size)
+
+    def shuffled(self, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of a training epoch, without the first `skip`, for which no work is done.
+
+        With binarised data every batch is drawn anew as Bernoulli(k/255).
+        """
+        generator = torch.Generator().manual_seed(fold(seed, "order", epoch))
+        order = torch.randperm(len(self), generator=generator)
+        for number in range(skip, self.batches(batch_size)):
+            index = order[number * batch_size : (number + 1) * batch_size]
+            values = self._gather(self.values, index)
+            if self.binarize:
+                drawn = bernoulli(values.cpu(), fold(seed, "binarize", epoch, number))
+                yield self._batch(drawn.to(self.device).to(self.dtype), index)
+            else:
+                yield self._batch(self._scaled(values), index)
+
+    def ordered(self, batch_size: int, indices: Tensor | None = None) -> Iterator[Batch]:
+        """The split, or the examples `indices` (n,) of it, in the order given.
+
+        With binarised data these are always the pixels of one fixed draw of the whole split.
+        """
+        order = torch.arange(len(self)) if indices is None else indices.cpu()
+        for index in torch.split(order, batch_size):
+            if self.binarize:
+                yield self._batch(self._gather(self._draw(), index).to(self.dtype), index)
+            else:
+                yield self._batch(self._scaled(self._gather(self.values, index)), index)
+
+    @property
+    def draw_hash(self) -> str | None:
+        """The SHA-256 of the fixed draw (one byte a pixel, 0 or 1); None where nothing is drawn."""
+        return hashlib.sha256(self._draw().cpu().numpy().tobytes()).hexdigest() if self.binarize else None
+
+    def _draw(self) -> Tensor:
+        if self._fixed is None:
+            self._fixed = bernoulli(self.values.cpu(), fold(EVALUATION_SEED, "draw", self.name)).to(self.device)
+        return self._fixed
+
+    def _gather(self, source: Tensor, index: Tensor) -> Tensor:
+        return source[index.to(self.device)]
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        return values.to(self.dtype) / 255 if values.dtype == torch.uint8 else values.to(self.dtype)
+
+    def _batch(self, x: Tensor, index: Tensor) -> Batch:
+        return Batch(x, None if self.labels is None else self._gather(self.labels, index), index)

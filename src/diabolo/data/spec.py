@@ -1,0 +1,85 @@
+"""What a data set is, once it is in memory.
+
+N examples of a split, B of a batch; an example has `spec.shape`, channels first: (1, 28, 28), or (D,) for vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+#: What a loader emits: grey levels k/255 in [0, 1], {0, 1}, or real numbers.
+Values = Literal["grey", "binary", "real"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What a model and a report must know of a data set without holding it."""
+
+    name: str
+    shape: tuple[int, ...]
+    values: Values
+    classes: tuple[str, ...] = ()
+    examples: int = 0  # of the training split
+
+    @property
+    def dimensions(self) -> int:
+        """D, the number of values in one example."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: `values` (N, *shape), uint8 levels or floating point, and class numbers (N,) where there are any."""
+
+    name: str
+    values: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x (B, *shape) floating point, y (B,) class numbers or None, index (B,) positions within the split."""
+
+    x: Tensor
+    y: Tensor | None
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory. `binarize`: pixels are drawn as Bernoulli(k/255), anew each epoch for training, once and for all
+    for evaluation. `hashes`: SHA-256 of the decoded content by file or split; `note` says how values were read."""
+
+    spec: DataSpec
+    train: Split
+    test: Split
+    validation: Split | None = None
+    binarize: bool = False
+    hashes: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def hash(self) -> str:
+        """One SHA-256 over all content hashes, the values' kind and the size of the splits: what two runs must share."""
+        sizes = [str(len(split)) for split in (self.train, self.validation, self.test) if split is not None]
+        parts = [*(f"{name}={digest}" for name, digest in sorted(self.hashes.items())), self.spec.values, *sizes]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def split(self, name: str) -> Split:
+        """The split called train, validation or test.
+
+        Raises:
+            ValueError: if the data set has no such split.
+        """
+        found = {"train": self.train, "validation": self.validation, "test": self.test}.get(name)
+        if found is None:
+            raise ValueError(f"{self.spec.name} has no {name} split here")
+        return found

@@ -1,0 +1,299 @@
+"""Evaluation of a run: gathers the evidence once, with noise keyed by image, and writes evaluation.json.
+
+The test set is touched here, and (for display, where a preset asks for it) by the curve of training; nothing is chosen by it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
+
+from diabolo import data as data_module
+from diabolo import registry, runs
+from diabolo.data import Access, Dataset, Loader
+from diabolo.data.levels import entropy_floor
+from diabolo.engine import own_randomness, pick_device
+from diabolo.errors import DataError, UsageError
+from diabolo.metrics import (
+    Evidence,
+    blocked_log_mean_exp,
+    effective_sample_size,
+    float64,
+    importance_log_weights,
+    keyed_inference,
+    log_p_variance,
+    mean_squared_error,
+)
+from diabolo.models.autoencoder import Autoencoder
+from diabolo.models.objectives import log_mean_exp
+from diabolo.progress import Progress
+from diabolo.seeds import fold
+
+#: Images a pass encodes at a time.
+BATCH = 500
+#: Images that are importance-sampled at a time.
+IMPORTANCE_BATCH = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run is measured. `k` draws for log p(x) on `images` stratified images (0, or more than
+    there are: all), `elbo_samples` draws for the
+    bound on every image, the curve of log p against `curve_k` on `curve_images` of them; `probes` fits classifiers."""
+
+    split: str = "test"
+    k: int = 1000
+    images: int = 500
+    elbo_samples: int = 10
+    curve_k: tuple[int, ...] = (1, 10, 100, 1000, 5000)
+    curve_images: int = 100
+    probes: bool = True
+    seed: int = 0
+
+
+FULL = Settings(k=5000, images=0)
+
+
+def evaluate(
+    run: runs.Run | str | Path,
+    settings: Settings | None = None,
+    *,
+    data: Dataset | None = None,
+    access: Access | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a run and write evaluation.json and per_image.safetensors into it.
+
+    Returns {metric: {value, se, n, unit, split, ...}} with `about`; elbo is negative, nats per example; a metric that does
+    not apply is absent.
+
+    Raises:
+        DataError: if run, weights or data are missing or do not match.
+        UsageError: for settings that cannot be honoured.
+    """
+    run = run if isinstance(run, runs.Run) else runs.Run(run)
+    settings, progress = settings or Settings(), progress or Progress()
+    _check(settings)
+    dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
+    if dataset.hash != run.env["data"]["hash"]:
+        raise DataError(
+            f"the data are not those of {run.path}",
+            f"Their hash is {dataset.hash[:12]}, the run's is {run.env['data']['hash'][:12]}.",
+        )
+    where = pick_device(device)
+    with own_randomness(where), torch.no_grad():
+        evidence, seconds = gather(run.model().to(where), dataset, settings, where, progress)
+        began = time.monotonic()
+        measured = {name: registry.get("metric", name)(evidence) for name in registry.names("metric")}
+        seconds["metrics"] = round(time.monotonic() - began, 2)
+    result = {
+        "about": _about(run, dataset, settings, seconds),
+        **{name: m for name, m in measured.items() if m is not None},
+    }
+    runs.write_tensors(run.path / "per_image.safetensors", _per_image(evidence))
+    runs.write_json(run.path / "evaluation.json", result)
+    return result
+
+
+def evaluation_source_hash() -> str:
+    """SHA-256 of the source that decides what an evaluation gives."""
+    return runs.source_hash("models", "data", "metrics.py", "evaluation.py", "seeds.py")
+
+
+def _check(settings: Settings) -> None:
+    for name, least in (("k", 1), ("images", 0), ("elbo_samples", 2), ("curve_images", 0)):
+        if getattr(settings, name) < least:
+            raise UsageError(f"{name}={getattr(settings, name)} is refused", f"It must be at least {least}.")
+    if settings.images == 1 or settings.curve_images == 1:
+        raise UsageError("one image has no standard error", remedy="Take at least two.")
+
+
+def gather(
+    model: Autoencoder, dataset: Dataset, settings: Settings, device: torch.device, progress: Progress
+) -> tuple[Evidence, dict[str, float]]:
+    """Run the model over a split: the evidence and the seconds that each stage took."""
+    loader, clock = Loader(dataset, settings.split, device), _Clock()
+    whole = _whole_pass(model, loader, settings, progress)
+    clock.lap("pass")
+    labels = dataset.split(settings.split).labels
+    sampled = _importance(model, loader, labels, settings, progress)
+    clock.lap("importance")
+    probes = _probe_inputs(model, dataset, device) if settings.probes and labels is not None else {}
+    clock.lap("probes")
+    unit = "nats/image" if len(dataset.spec.shape) == 3 else "nats/example"
+    return Evidence(
+        split=settings.split, unit=unit, samples=settings.elbo_samples, labels=labels, **whole, **sampled, **probes
+    ), clock.laps
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name], self.last = round(now - self.last, 2), now
+
+
+def _whole_pass(model: Autoencoder, loader: Loader, settings: Settings, progress: Progress) -> dict[str, Any]:
+    progress.start(f"ELBO on {settings.split}", len(loader))
+    seed, columns = fold(settings.seed, "elbo"), []
+    for batch in loader.ordered(BATCH):
+        inference = keyed_inference(model, batch.x, batch.index.tolist(), settings.elbo_samples, seed)
+        latent = inference.latents[0]
+        log_w = float64(inference.log_weight(batch.x))  # (S, B)
+        columns.append({
+            "elbo": log_w.mean(0),
+            "elbo_variance": log_w.var(0) / settings.elbo_samples,
+            "kl": float64(latent.kl()).mean(0),
+            "kl_per_dimension": _kl_per_dimension(latent.posterior, latent.prior),
+            "mse_mean": float64(mean_squared_error(model.decode(latent.posterior.mean[None]), batch.x))[0],
+            "mse_sample": float64(mean_squared_error(inference.likelihood, batch.x)).mean(0),
+            "mean": float64(latent.posterior.mean).flatten(1),
+        })
+        progress.advance(len(batch.x))
+    progress.finish()
+    return {
+        name: None if columns[0][name] is None else torch.cat([column[name] for column in columns])
+        for name in columns[0]
+    }
+
+
+def _kl_per_dimension(q: Any, p: Any) -> Tensor | None:
+    if not (isinstance(q, Independent) and isinstance(q.base_dist, Normal) and isinstance(p, Independent)):
+        return None
+    return float64(kl_divergence(q.base_dist, p.base_dist)).flatten(1)  # (B, d)
+
+
+def _importance(
+    model: Autoencoder, loader: Loader, labels: Tensor | None, settings: Settings, progress: Progress
+) -> dict[str, Any]:
+    count = min(settings.images or len(loader), len(loader))
+    index = stratified(labels, len(loader), count, fold(settings.seed, "images"))
+    progress.start(f"log p(x), K = {settings.k}", len(index))
+    seed, found = fold(settings.seed, "importance"), []
+    for log_w in _weights(model, loader, index, settings.k, seed):
+        found.append((log_mean_exp(log_w), log_p_variance(log_w), effective_sample_size(log_w)))
+        progress.advance(log_w.shape[1])
+    progress.finish()
+    log_p, variance, ess = (torch.cat(column) for column in zip(*found))
+    curve, curve_variance = _curve(model, loader, labels, index, settings, progress)
+    return {
+        "index": index,
+        "log_p": log_p,
+        "log_p_variance": variance,
+        "ess": ess,
+        "k": settings.k,
+        "curve": curve,
+        "curve_variance": curve_variance,
+    }
+
+
+def _curve(
+    model: Autoencoder,
+    loader: Loader,
+    labels: Tensor | None,
+    index: Tensor,
+    settings: Settings,
+    progress: Progress,
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    count = min(settings.curve_images, len(index))
+    if not count or not settings.curve_k:
+        return {}, {}
+    inside = stratified(
+        None if labels is None else labels[index], len(index), count, fold(settings.seed, "curve images")
+    )
+    progress.start(f"log p(x) against K up to {max(settings.curve_k)}", count)
+    bounds: dict[int, list[Tensor]] = {k: [] for k in settings.curve_k}
+    variances: dict[int, list[Tensor]] = {k: [] for k in settings.curve_k}
+    for log_w in _weights(model, loader, index[inside], max(settings.curve_k), fold(settings.seed, "curve")):
+        for k in settings.curve_k:
+            bounds[k].append(blocked_log_mean_exp(log_w, k))
+            variances[k].append(_blocked_variance(log_w, k))
+        progress.advance(log_w.shape[1])
+    progress.finish()
+    return {k: torch.cat(v) for k, v in bounds.items()}, {k: torch.cat(v) for k, v in variances.items()}
+
+
+def _blocked_variance(log_w: Tensor, k: int) -> Tensor:
+    """Variance of the mean over blocks: from the blocks where there are several, else by the delta method."""
+    blocks = log_w.shape[0] // k
+    if blocks == 1:
+        return log_p_variance(log_w)
+    return log_mean_exp(log_w[: blocks * k].unflatten(0, (-1, k)), 1).var(0) / blocks
+
+
+def _weights(model: Autoencoder, loader: Loader, index: Tensor, k: int, seed: int) -> Iterator[Tensor]:
+    for batch in loader.ordered(IMPORTANCE_BATCH, indices=index):
+        yield importance_log_weights(model, batch.x, batch.index.tolist(), k, seed)
+
+
+def _probe_inputs(model: Autoencoder, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    if dataset.train.labels is None:
+        return {}
+    means = [
+        float64(model.encode(batch.x).mean).flatten(1) for batch in Loader(dataset, "train", device).ordered(2 * BATCH)
+    ]
+    return {"train_mean": torch.cat(means), "train_labels": dataset.train.labels}
+
+
+def stratified(labels: Tensor | None, total: int, count: int, seed: int) -> Tensor:
+    """`count` of `total` indices in order, the classes as equal in number as they can be, chosen by `seed`.
+
+    Raises:
+        UsageError: if there are fewer than `count`.
+    """
+    if count > total:
+        raise UsageError(f"{count} images were asked for, there are {total}")
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    if labels is None:
+        return order[:count].sort().values
+    rank = torch.empty(total, dtype=torch.long)  # of an image within its class, in the shuffled order
+    for c in labels.unique():
+        members = order[labels[order] == c]
+        rank[members] = torch.arange(len(members))
+    return order[rank[order].argsort(stable=True)][:count].sort().values
+
+
+def _per_image(e: Evidence) -> dict[str, Tensor]:
+    columns = {
+        name: getattr(e, name)
+        for name in ("elbo", "kl", "distortion", "mse_mean", "mse_sample", "mean", "labels", "log_p", "ess")
+    }
+    return {
+        **{name: t for name, t in columns.items() if t is not None},
+        **({} if e.index is None else {"log_p_index": e.index}),
+    }
+
+
+def _about(
+    run: runs.Run, dataset: Dataset, settings: Settings, seconds: Sequence[float] | dict[str, float]
+) -> dict[str, Any]:
+    likelihood = run.config.model.likelihood.name
+    split = dataset.split(settings.split)
+    grey = dataset.spec.values == "grey" and split.values.dtype == torch.uint8
+    return {
+        "schema": runs.SCHEMA,
+        **asdict(settings),
+        "n": len(split),
+        "data": dataset.spec.name,
+        "data_hash": dataset.hash,
+        "draw_hash": Loader(dataset, settings.split).draw_hash,
+        "values": dataset.spec.values,
+        "likelihood": likelihood,
+        "family": registry.get("likelihood", likelihood).family,
+        "normalised": registry.get("likelihood", likelihood).normalised,
+        "entropy_floor": entropy_floor(split.values).mean().item() if grey else None,
+        "seconds": seconds,
+        "weights_sha256": runs.sha256(run.path / "weights.safetensors"),
+        "source_hash": evaluation_source_hash(),
+    }

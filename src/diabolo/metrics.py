@@ -1,0 +1,320 @@
+"""Metrics: pure functions of tensors. A metric reads the evidence that one evaluation gathered and returns its entry.
+
+N images of a split, S draws of z for the bound, K for importance sampling, n images that are importance-sampled, d latent
+dimensions. Log-probabilities are in nats per example, gathered in float64 on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diabolo.models.autoencoder import Autoencoder, Inference, Latent
+from diabolo.models.distributions import keyed_sample
+from diabolo.models.objectives import Objective, log_mean_exp
+from diabolo.registry import register
+from diabolo.seeds import mix
+
+Entry = dict[str, Any]
+
+#: A latent dimension is used if its posterior mean varies by more than this over the data (Burda et al., 2016).
+ACTIVE_VARIANCE = 0.01
+#: Values of x that one chunk of decoded samples may hold: 2^22 floats are 16 MB, which stays near the processor's caches.
+CHUNK_VALUES = 2**22
+#: Past every warm-up, so that curves of different epochs show the same objective.
+_LAST_STEP = 2**62
+
+
+# ------------------------------------------------------------------------------------------------ running a model
+def keyed_inference(model: Autoencoder, x: Tensor, index: Sequence[int], samples: int, seed: int) -> Inference:
+    """Run the model on x (B, *data) with draws of z that depend on (seed, index) alone, not on the batch around them."""
+    q, prior = model.encode(x), model.prior(None, model.encode)
+    z = keyed_sample(q, samples, [mix(seed, i) for i in index])  # (S, B, d)
+    return Inference(model.decode(z), [Latent(z, q, prior)])
+
+
+def mean_terms(model: Autoencoder, objective: Objective, batches: Any, seed: int) -> dict[str, float]:
+    """Means of the objective's terms over `batches`, nats per example, z drawn with each example's own noise.
+
+    The result does not depend on how the examples are cut into batches.
+    """
+    sums: dict[str, float] = {}
+    count = 0
+    with torch.no_grad():
+        for batch in batches:
+            inference = keyed_inference(
+                model, batch.x, batch.index.tolist(), int(getattr(objective, "samples", 1)), seed
+            )
+            count += batch.x.shape[0]
+            for name, value in objective.terms(inference, batch.x, _LAST_STEP).items():
+                sums[name] = sums.get(name, 0.0) + float64(value).sum().item()
+    return {name: total / count for name, total in sums.items()}
+
+
+def importance_log_weights(
+    model: Autoencoder,
+    x: Tensor,
+    index: Sequence[int],
+    samples: int,
+    seed: int,
+    chunk_values: int = CHUNK_VALUES,
+) -> Tensor:
+    """log w_k = log p(x, z_k) - log q(z_k | x), (K, B) float64 on the CPU; exactly K = `samples` draws.
+
+    x is encoded once; all K draws of an image come from one call, then are decoded in chunks bounded by memory, so that any
+    chunking gives the same numbers up to rounding.
+    """
+    q, prior = model.encode(x), model.prior(None, model.encode)
+    z = keyed_sample(q, samples, [mix(seed, i) for i in index])  # (K, B, d)
+    draws = max(1, chunk_values // x.numel())
+    parts = [Inference(model.decode(part), [Latent(part, q, prior)]).log_weight(x) for part in z.split(draws)]
+    return float64(torch.cat(parts))
+
+
+def float64(t: Tensor) -> Tensor:
+    """t in float64 on the CPU (some accelerators have no float64)."""
+    return t.detach().to("cpu").double()
+
+
+# ------------------------------------------------------------------------------------------------ statistics
+def mean_and_se(values: Tensor) -> tuple[float, float]:
+    """Mean and standard error of the mean (ddof 1) of values (N,); the error of one value is infinite, and refused.
+
+    Raises:
+        ValueError: for fewer than two values.
+    """
+    if values.numel() < 2:
+        raise ValueError("a standard error needs at least two values")
+    return values.mean().item(), values.std().item() / math.sqrt(values.numel())
+
+
+def effective_sample_size(log_w: Tensor) -> Tensor:
+    """(sum w)^2 / sum w^2 over dimension 0, between 1 and K: how many draws carry the estimate (Kong, 1992)."""
+    return torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0))
+
+
+def log_p_variance(log_w: Tensor) -> Tensor:
+    """Monte-Carlo variance of log mean w over dimension 0, (B,), by the delta method: Var(w) / (K mean(w)^2)."""
+    k = log_w.shape[0]
+    relative = torch.exp(log_w - log_mean_exp(log_w))
+    return relative.var(0) / k if k > 1 else torch.zeros_like(log_w[0])
+
+
+def blocked_log_mean_exp(log_w: Tensor, k: int) -> Tensor:
+    """The bound with k draws, averaged over the K // k disjoint blocks of log_w (K, B): (B,) nats."""
+    blocks = log_w[: log_w.shape[0] // k * k].unflatten(0, (-1, k))  # (blocks, k, B)
+    return log_mean_exp(blocks, 1).mean(0)
+
+
+# ------------------------------------------------------------------------------------------------ the evidence
+@dataclass(frozen=True)
+class Evidence:
+    """What an evaluation computed once. Tensors are float64 on the CPU."""
+
+    split: str
+    unit: str  # nats/image or nats/example
+    elbo: Tensor  # (N,) mean over S draws of log w
+    elbo_variance: Tensor  # (N,) Monte-Carlo variance of that mean
+    kl: Tensor  # (N,) KL(q || p)
+    kl_per_dimension: Tensor | None  # (N, d), where the family factorises
+    mse_mean: Tensor  # (N,) at z = mu
+    mse_sample: Tensor  # (N,) mean over S draws
+    mean: Tensor  # (N, d) posterior means
+    samples: int  # S
+    labels: Tensor | None = None  # (N,)
+    train_mean: Tensor | None = None  # (M, d), with train_labels (M,): what probes are fitted to
+    train_labels: Tensor | None = None
+    index: Tensor | None = None  # (n,) images that were importance-sampled
+    log_p: Tensor | None = None  # (n,) log mean w over K draws
+    log_p_variance: Tensor | None = None  # (n,) its Monte-Carlo variance
+    ess: Tensor | None = None  # (n,)
+    k: int = 0
+    curve: dict[int, Tensor] | None = None  # K -> (m,)
+    curve_variance: dict[int, Tensor] | None = None
+
+    @property
+    def distortion(self) -> Tensor:
+        """-E_q log p(x|z), (N,): from elbo = -(distortion + KL), with the sampled KL as control variate."""
+        return -self.elbo - self.kl
+
+    def entry(self, values: Tensor, unit: str, **more: Any) -> Entry:
+        """An entry of evaluation.json: the mean over images with its standard error."""
+        value, se = mean_and_se(values)
+        return {"value": value, "se": se, "n": values.numel(), "unit": unit, "split": self.split, **more}
+
+
+def _monte_carlo_se(variances: Tensor) -> float:
+    return math.sqrt(variances.sum().item()) / variances.numel()
+
+
+# ------------------------------------------------------------------------------------------------ the metrics
+@register("metric", "elbo")
+def elbo(e: Evidence) -> Entry:
+    """Evidence lower bound, E_q[log p(x, z) - log q(z | x)] <= log p(x): negative, nats per example, z always drawn."""
+    return e.entry(e.elbo, e.unit, mc_se=_monte_carlo_se(e.elbo_variance), samples=e.samples)
+
+
+@register("metric", "distortion")
+def distortion(e: Evidence) -> Entry:
+    """-E_q[log p(x | z)], nats per example."""
+    return e.entry(e.distortion, e.unit, mc_se=_monte_carlo_se(e.elbo_variance), samples=e.samples)
+
+
+@register("metric", "kl")
+def kl(e: Evidence) -> Entry:
+    """The rate KL(q(z | x) || p(z)), nats per example."""
+    return e.entry(e.kl, e.unit)
+
+
+@register("metric", "kl_per_dimension")
+def kl_per_dimension(e: Evidence) -> Entry | None:
+    """The rate of each latent dimension, nats per example."""
+    if e.kl_per_dimension is None:
+        return None
+    return {"values": e.kl_per_dimension.mean(0).tolist(), "n": e.kl.numel(), "unit": e.unit, "split": e.split}
+
+
+@register("metric", "mse_mean")
+def mse_mean(e: Evidence) -> Entry:
+    """Mean over pixels of (decoder mean - x)^2 at z = mu."""
+    return e.entry(e.mse_mean, "squared error/pixel", z="mean")
+
+
+@register("metric", "mse_sample")
+def mse_sample(e: Evidence) -> Entry:
+    """Mean over pixels of (decoder mean - x)^2 with z drawn from q(z | x)."""
+    return e.entry(e.mse_sample, "squared error/pixel", z="drawn", samples=e.samples)
+
+
+@register("metric", "log_p")
+def log_p(e: Evidence) -> Entry | None:
+    r"""log p(x) by importance sampling, as ELBO (all images) + mean gap (log p - ELBO) over some (difference estimator).
+
+    .. math:: \log \hat p(x) = \log \frac1K \sum_k \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
+
+    A lower bound in expectation that rises with K. `se` is the gap's: how well the mean over this split is known;
+    `se_sampling` adds the spread over images: how well the mean over all possible images is. `mc_se` is the draws' share.
+
+    Reference: Burda et al. (2016), arXiv:1509.00519, section 5.
+    """
+    if e.log_p is None or e.index is None or e.log_p_variance is None or e.ess is None:
+        return None
+    complete = e.log_p.numel() == e.elbo.numel()
+    gap, gap_se = mean_and_se(e.log_p - e.elbo[e.index])
+    plain, plain_se = mean_and_se(e.log_p)
+    bound, bound_se = mean_and_se(e.elbo)
+    mc_se = _monte_carlo_se(e.log_p_variance)
+    return {
+        "value": plain if complete else bound + gap,
+        "se": mc_se if complete else gap_se,
+        "se_sampling": plain_se if complete else math.hypot(bound_se, gap_se),
+        "mc_se": mc_se,
+        "n": e.log_p.numel(),
+        "unit": e.unit,
+        "split": e.split,
+        "k": e.k,
+        "bound": "lower bound in expectation",
+        "gap": gap,
+        "gap_se": gap_se,
+        "plain_mean": plain,
+        "plain_se": plain_se,
+        "ess_median": e.ess.median().item(),
+        "ess_min": e.ess.min().item(),
+        "ess_p10": e.ess.quantile(0.1).item(),
+    }
+
+
+@register("metric", "log_p_curve")
+def log_p_curve(e: Evidence) -> Entry | None:
+    """The importance-weighted bound against K on the same images: how far the estimate has still to rise."""
+    if not e.curve or not e.curve_variance:
+        return None
+    points = [
+        {
+            "k": k,
+            "value": mean_and_se(values)[0],
+            "se": mean_and_se(values)[1],
+            "mc_se": _monte_carlo_se(e.curve_variance[k]),
+        }
+        for k, values in e.curve.items()
+    ]
+    return {"points": points, "n": next(iter(e.curve.values())).numel(), "unit": e.unit, "split": e.split}
+
+
+@register("metric", "active_units")
+def active_units(e: Evidence) -> Entry:
+    """The number of latent dimensions whose posterior mean varies over the data: Var_x(mu_j) > 0.01.
+
+    Reference: Burda et al. (2016), arXiv:1509.00519, section 5.
+    """
+    variance = e.mean.var(0)
+    return {
+        "value": int((variance > ACTIVE_VARIANCE).sum()),
+        "se": None,
+        "n": e.mean.shape[0],
+        "unit": "latent dimensions",
+        "split": e.split,
+        "of": variance.numel(),
+        "threshold": ACTIVE_VARIANCE,
+    }
+
+
+@register("metric", "pca")
+def pca(e: Evidence) -> Entry | None:
+    """Shares of the posterior means' variance along their principal axes, largest first; absent where there is none."""
+    power = torch.linalg.svdvals(e.mean - e.mean.mean(0)).square()
+    if not power.sum() > 0:
+        return None
+    return {
+        "explained": (power / power.sum()).tolist(),
+        "n": e.mean.shape[0],
+        "unit": "share of variance",
+        "split": e.split,
+    }
+
+
+def _accuracy(e: Evidence, correct: Tensor, fitted: int) -> Entry:
+    share, n = correct.double().mean().item(), correct.numel()
+    return {
+        "value": share,
+        "se": math.sqrt(share * (1 - share) / n),
+        "n": n,
+        "unit": "accuracy",
+        "split": e.split,
+        "fitted_to": fitted,
+    }
+
+
+@register("metric", "linear_probe")
+def linear_probe(e: Evidence) -> Entry | None:
+    """Accuracy of a linear classifier (logistic regression) on the posterior means, fitted to the training split's."""
+    if e.train_mean is None or e.train_labels is None or e.labels is None:
+        return None
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
+    probe.fit(e.train_mean.numpy(), e.train_labels.numpy())
+    return _accuracy(e, torch.from_numpy(probe.predict(e.mean.numpy())) == e.labels, e.train_mean.shape[0])
+
+
+@register("metric", "nearest_neighbour")
+def nearest_neighbour(e: Evidence) -> Entry | None:
+    """Accuracy of giving each image the class of the nearest training image in the space of posterior means."""
+    if e.train_mean is None or e.train_labels is None or e.labels is None:
+        return None
+    from sklearn.neighbors import KNeighborsClassifier
+
+    neighbour = KNeighborsClassifier(1, algorithm="brute").fit(e.train_mean.float().numpy(), e.train_labels.numpy())
+    return _accuracy(e, torch.from_numpy(neighbour.predict(e.mean.float().numpy())) == e.labels, e.train_mean.shape[0])
+
+
+def mean_squared_error(decoded: nn.Module | Any, x: Tensor) -> Tensor:
+    """Mean over the values of an example of (E[x|z] - x)^2, batch (S, B) of the distribution `decoded`."""
+    return (decoded.mean - x).square().flatten(2).mean(2)

@@ -1,0 +1,111 @@
+"""The record that every model returns, and the model with one latent: encoder o posterior, prior, decoder o likelihood.
+
+Shapes: S samples, B batch; an event of z is `latent_shape`, of x the data's shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
+
+from diabolo.models.distributions import detached, temper
+from diabolo.models.likelihoods import Likelihood
+from diabolo.models.networks import Head
+from diabolo.models.priors import Prior
+
+
+@dataclass(frozen=True)
+class Latent:
+    """One stochastic layer: z ~ q(z | .) and its prior p(z | .)."""
+
+    sample: Tensor  # (S, B, *event): what the decoder reads
+    posterior: Distribution  # q(z | .), batch (B,)
+    prior: Distribution  # p(z | .), batch () or (B,)
+
+    @property
+    def code(self) -> Tensor:
+        """What the prior scores, (S, B, *event)."""
+        return self.sample
+
+    @property
+    def mean(self) -> Tensor:
+        """The representation E_q[z], (S, B, *event)."""
+        return self.posterior.mean.expand_as(self.sample)
+
+    def kl(self) -> Tensor:
+        """KL(q || p) >= 0, (S, B) nats: analytic where torch knows the pair, else log q - log p at the sample."""
+        try:
+            return kl_divergence(self.posterior, self.prior).expand(self.sample.shape[:2])
+        except NotImplementedError:
+            return -self.log_ratio()
+
+    def log_ratio(self, path_only: bool = False) -> Tensor:
+        """log p(z) - log q(z | x) at the sample, (S, B) nats; `path_only`: q's parameters are held constant."""
+        q = detached(self.posterior) if path_only else self.posterior
+        return self.prior.log_prob(self.code) - q.log_prob(self.code)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What one pass of any model yields: p(x | z) and the latents it went through, top first."""
+
+    likelihood: Distribution  # batch (S, B)
+    latents: list[Latent]
+
+    def log_weight(self, x: Tensor, path_only: bool = False) -> Tensor:
+        """log w = log p(x, z) - log q(z | x), (S, B) nats: E_q[w] = p(x)."""
+        ratios = [latent.log_ratio(path_only) for latent in self.latents]
+        return torch.stack([self.likelihood.log_prob(x), *ratios]).sum(0)
+
+
+class Autoencoder(nn.Module):
+    r"""Three conditional distributions run one after the other: q(z | x), p(z), p(x | z).
+
+    .. math:: \log p(x) \ge E_{q(z|x)}[\log p(x|z)] - KL(q(z|x) \| p(z))
+
+    Whether z is drawn or the mean is taken is decided by the method called, never by train or eval mode.
+
+    Reference: Kingma & Welling, Auto-encoding variational Bayes (2014), arXiv:1312.6114.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        posterior: Head,
+        prior: Prior,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.posterior, self.prior = encoder, posterior, prior
+        self.decoder, self.likelihood = decoder, likelihood
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
+        """q(z | x), batch (B,), of x (B, *data)."""
+        q: Distribution = self.posterior(self.encoder(x))
+        return q
+
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Distribution:
+        """p(x | z), batch (S, B), of latents z (S, B, *event)."""
+        p: Distribution = self.likelihood(self.decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2]))
+        return p
+
+    def forward(self, x: Tensor, y: Tensor | None = None, samples: int = 1) -> Inference:
+        """Encode, draw z `samples` times, decode."""
+        q = self.encode(x, y)
+        z = q.rsample((samples,))  # (S, B, *event)
+        return Inference(self.decode(z, y), [Latent(z, q, self.prior(y, self.encode))])
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Tensor | None = None, temperature: float = 1.0) -> Distribution:
+        """p(x | z) at n draws z ~ p(z), batch (1, n); its mean is what pictures show."""
+        p = temper(self.prior(y, self.encode), temperature)
+        return self.decode(p.expand(torch.Size((n,))).sample()[None], y)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:
+        """p(x | z) at the posterior's mean, batch (1, B)."""
+        return self.decode(self.encode(x, y).mean[None], y)

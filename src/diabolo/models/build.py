@@ -1,0 +1,70 @@
+"""Wires shapes: the only place that knows all slots. Refuses what does not fit, before any training, with the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from diabolo.errors import UsageError
+from diabolo.models.autoencoder import Autoencoder
+from diabolo.models.likelihoods import Likelihood
+from diabolo.models.objectives import Objective
+from diabolo.registry import build, signature
+
+if TYPE_CHECKING:
+    from diabolo.data.spec import DataSpec
+
+Part = Mapping[str, Any]  # {"name": ..., and the constructor's parameters}
+
+
+def build_model(model: Mapping[str, Any], spec: DataSpec) -> Autoencoder:
+    """Build the model that a configuration's `model` section describes, for data of `spec`.
+
+    The latent has shape (latent,); the encoder ends in the posterior's channels, the decoder in the likelihood's.
+
+    Raises:
+        UsageError: if a part does not fit the data or another part.
+    """
+    latent_shape = (int(model["latent"]),)
+    posterior = _component("posterior", model["posterior"], {})
+    likelihood = _component("likelihood", model["likelihood"], {"data_shape": spec.shape})
+    _check_values(model["likelihood"]["name"], likelihood, spec)
+    encoder_shapes = {"in_shape": spec.shape, "out_shape": (posterior.channels(latent_shape[0]), *latent_shape[1:])}
+    decoder_shapes = {"in_shape": latent_shape, "out_shape": (likelihood.channels(spec.shape[0]), *spec.shape[1:])}
+    return Autoencoder(
+        encoder=_component("network", model["encoder"], encoder_shapes),
+        posterior=posterior,
+        prior=_component("prior", model["prior"], {"latent_shape": latent_shape, "data_shape": spec.shape}),
+        decoder=_component("network", model["decoder"], decoder_shapes),
+        likelihood=likelihood,
+    )
+
+
+def build_objective(objective: Part, spec: DataSpec) -> Objective:
+    """Build the objective; one that needs the number of training examples receives it."""
+    built: Objective = _component("objective", objective, {"examples": spec.examples})
+    return built
+
+
+def _component(slot: str, part: Part, injected: Mapping[str, Any]) -> Any:
+    accepted = signature(slot, part["name"])
+    given = {key: value for key, value in part.items() if key != "name"}
+    try:
+        return build(slot, part["name"], **given, **{key: value for key, value in injected.items() if key in accepted})
+    except ValueError as error:
+        raise UsageError(f"{slot} {part['name']!r} refuses its parameters", str(error)) from error
+
+
+def _check_values(name: str, likelihood: Likelihood, spec: DataSpec) -> None:
+    if spec.values in likelihood.accepts:
+        return
+    remedies = {
+        "grey": "Take model.likelihood=bernoulli_relaxed (unnormalised), model.likelihood=gaussian, or data.binarize=true.",
+        "real": "Take model.likelihood=gaussian.",
+        "binary": "Take model.likelihood=bernoulli.",
+    }
+    raise UsageError(
+        f"likelihood {name!r} cannot score {spec.values} data ({spec.name})",
+        f"It scores {' or '.join(likelihood.accepts)} values.",
+        remedies[spec.values],
+    )

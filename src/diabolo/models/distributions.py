@@ -1,0 +1,106 @@
+"""Distributions that torch lacks, and the operations that work on any of them by dispatch, as `kl_divergence` does.
+
+Shapes: S samples, B batch, K samples of one example; an event is everything from the channel dimension on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, constraints
+
+
+class GreyBernoulli(Bernoulli):
+    r"""Scores grey levels x in [0, 1] by the expected log-probability of their random binarisation.
+
+    .. math:: E_{b \sim Bernoulli(x)} \log p(b) = x \log\lambda + (1 - x) \log(1 - \lambda)
+
+    This is what is called binary cross-entropy. It is **no density of x**: it does not integrate to 1 over [0, 1], and even at
+    lambda = x it costs the entropy of the pixel. Sampling gives {0, 1}.
+
+    Reference: Loaiza-Ganem & Cunningham, The continuous Bernoulli (2019), arXiv:1907.06845.
+    """
+
+    support = constraints.unit_interval
+
+
+def float32(t: Tensor) -> Tensor:
+    """Return t in float32 at least: densities are never computed in half precision."""
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
+
+
+def diagonal_normal(loc: Tensor, scale: Tensor, event_dim: int) -> Independent:
+    """Normal(loc, scale^2) with independent coordinates, the last `event_dim` dimensions being one event."""
+    return Independent(Normal(loc, scale), event_dim)
+
+
+def temper(p: Distribution, temperature: float) -> Distribution:
+    """Scale the spread of p by `temperature`; 1 leaves it as it is.
+
+    Raises:
+        NotImplementedError: if p has no notion of spread.
+    """
+    return p if temperature == 1 else _temper(p, temperature)
+
+
+@singledispatch
+def _temper(p: Distribution, temperature: float) -> Distribution:
+    raise NotImplementedError(f"{type(p).__name__} has no temperature: sample it with temperature=1")
+
+
+@_temper.register
+def _(p: Normal, temperature: float) -> Distribution:
+    return Normal(p.loc, p.scale * temperature)
+
+
+@_temper.register
+def _(p: Independent, temperature: float) -> Distribution:
+    return Independent(temper(p.base_dist, temperature), p.reinterpreted_batch_ndims)
+
+
+def detached(q: Distribution) -> Distribution:
+    """Return q with constant parameters, so that a gradient reaches log q(z) through z alone (Roeder et al., 2017,
+    arXiv:1703.09194)."""
+    if isinstance(q, Independent):
+        return Independent(detached(q.base_dist), q.reinterpreted_batch_ndims)
+    return type(q)(**{name: getattr(q, name).detach() for name in q.arg_constraints})
+
+
+@singledispatch
+def keyed_sample(q: Distribution, samples: int, seeds: Sequence[int]) -> Tensor:
+    """Draw (samples, B, *event) from q, the draw of example b being a function of q and seeds[b] alone.
+
+    All `samples` draws of an example come from one call on a generator of its own, so that slices of them, in any grouping
+    of examples into batches, are the same numbers.
+
+    Raises:
+        NotImplementedError: for a family without a rule here.
+    """
+    raise NotImplementedError(f"no keyed sampling for {type(q).__name__}")
+
+
+@keyed_sample.register
+def _(q: Normal, samples: int, seeds: Sequence[int]) -> Tensor:
+    shape = (samples, *q.loc.shape[1:])
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=q.loc.dtype) for seed in seeds]
+    return q.loc + q.scale * torch.stack(noise, 1).to(q.loc.device)
+
+
+@keyed_sample.register
+def _(q: Independent, samples: int, seeds: Sequence[int]) -> Tensor:
+    return keyed_sample(q.base_dist, samples, seeds)
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Switch off the argument checks of torch.distributions, which cost time in a training step; evaluation keeps them."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)

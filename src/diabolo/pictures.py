@@ -1,0 +1,55 @@
+"""What a report shows of a model: real, reconstructed and generated images, all decoder means."""
+
+from __future__ import annotations
+
+import base64
+import math
+
+import torch
+from torch import Tensor
+
+from diabolo.data import Dataset, Loader
+from diabolo.errors import UsageError
+from diabolo.models.autoencoder import Autoencoder
+from diabolo.plots import image_grid
+from diabolo.report import Pictures
+from diabolo.seeds import fold
+
+
+def shared_noise(n: int, latent: int, seed: int) -> Tensor:
+    """n standard normal vectors (n, latent); a smaller latent gets the first coordinates of a larger one's."""
+    columns = [torch.randn(n, generator=torch.Generator().manual_seed(fold(seed, "picture", j))) for j in range(latent)]
+    return torch.stack(columns, 1)
+
+
+@torch.no_grad()
+def pictures(model: Autoencoder, dataset: Dataset, *, n: int = 64, seed: int = 0, split: str = "test") -> Pictures:
+    """n random images of a split, their reconstructions at z = mu, and n decoder means at z ~ N(0, I).
+
+    Which images and which z depend on the seed alone, so that models can be compared picture by picture.
+    """
+    loader = Loader(dataset, split)
+    order = torch.randperm(len(loader), generator=torch.Generator().manual_seed(fold(seed, "pictures")))
+    batch = next(iter(loader.ordered(n, indices=order[:n])))
+    prior = model.prior()
+    z = prior.mean + prior.stddev * shared_noise(n, prior.mean.shape[0], seed)
+    return Pictures(
+        real=batch.x,
+        reconstructed=model.reconstruct(batch.x).mean[0],
+        generated=model.decode(z[None]).mean[0],
+        seed=seed,
+    )
+
+
+def sample_grid(model: Autoencoder, *, n: int, seed: int, temperature: float) -> bytes:
+    """A PNG of n decoder means at z ~ p(z), as near a square as n allows.
+
+    Raises:
+        UsageError: if the data are vectors rather than images.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(seed, "sample"))
+        images = model.sample(n, temperature=temperature).mean[0]
+    if images.ndim != 4:
+        raise UsageError("this model's data are vectors, not images", "There is no picture of them.")
+    return base64.b64decode(image_grid(images, columns=math.ceil(math.sqrt(n))).partition(",")[2])

@@ -1,0 +1,389 @@
+"""Runs -> one self-contained HTML file: no script, no external address, light and dark.
+
+Numbers come from `tables`, words from a chapter's story. A run without its evaluation makes a report fail; it never
+makes it shorter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from torch import Tensor
+
+from diabolo import plots, tables
+from diabolo.runs import Run, write_bytes
+from diabolo.tables import Reading
+
+# ----------------------------------------------------------------------------------------------- what a report is given
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Decoder means in [0, 1], each (n, C, H, W): test images, their reconstructions at z = mu, decodings of z ~ p(z).
+
+    `seed` is that of the generated z; it is printed in the caption.
+    """
+
+    real: Tensor
+    reconstructed: Tensor
+    generated: Tensor
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trained model of a chapter; `published` holds the article's values by metric, where it gives any."""
+
+    title: str
+    run: Run
+    pictures: Pictures
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Models that share one pixel convention and may stand in one table; changes are measured against the first."""
+
+    key: str
+    title: str
+    entries: Sequence[Entry]
+    classes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Note:
+    """One place where the article errs or is silent: what it says, what was measured here, and why."""
+
+    number: int
+    says: str
+    measured: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """The words of a chapter; every number in them was measured. `summary` holds a label, a number and a
+    remark a line; `figures` maps a drawing to its number in the article."""
+
+    title: str
+    lead: str
+    summary: Sequence[tuple[str, str, str]]
+    reading: Sequence[str]
+    figures: Mapping[str, str]
+    equations: str
+    notes: Sequence[Note]
+    causes: Sequence[str]
+    machine: Mapping[str, str]
+    references: Sequence[str]
+
+
+# ---------------------------------------------------------------------------------------------------------- the figures
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What every caption says: data, split, likelihood, unit, n and, where one was used, the seed."""
+
+    data: str
+    split: str
+    likelihood: str
+    normalised: bool
+    unit: str
+    n: str
+    seed: str = ""
+
+
+def _facts(reading: Reading, **changed: str) -> Facts:
+    about = reading.about
+    given = {"split": about["split"], "unit": reading.unit, "n": f"{about['n']:,}"} | changed
+    data = f"{about['data']}, {about['values']} pixels" if about["values"] != "real" else about["data"]
+    return Facts(data=data, likelihood=about["likelihood"], normalised=reading.normalised, **given)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing of a figure: an SVG element, or the address of an image with its text alternative."""
+
+    title: str
+    svg: Markup = Markup("")
+    image: str = ""
+    alt: str = ""
+
+
+def _drawing(title: str, key: str, label: str, figure: Any) -> Panel:
+    return Panel(title, svg=Markup(plots.svg(figure, key, label)))
+
+
+def layers(config: Mapping[str, Any], dimensions: int) -> list[tuple[str, int]] | None:
+    """The layer sizes of a network whose encoder and decoder are MLPs, data to data; None for any other network."""
+    model = config["model"]
+    if any(model[part].get("name") != "mlp" for part in ("encoder", "decoder")):
+        return None
+    into = [("encoder, " + model["encoder"].get("activation", "relu"), model["encoder"]["width"])] * model["encoder"][
+        "depth"
+    ]
+    out = [("decoder, " + model["decoder"].get("activation", "relu"), model["decoder"]["width"])] * model["decoder"][
+        "depth"
+    ]
+    return [("data x", dimensions), *into, ("latent z", model["latent"]), *out, ("mean of p(x|z)", dimensions)]
+
+
+def _architecture(key: str, reading: Reading, pictures: Pictures) -> Panel | None:
+    sizes = layers(reading.config, pictures.real[0].numel())
+    if sizes is None:
+        return None
+    label = f"Layers of {reading.title}: " + ", ".join(str(size) for _, size in sizes)
+    return _drawing(reading.title, key, label, plots.hourglass(sizes))
+
+
+_QUANTITIES = (("loss", "Total"), ("distortion", "Reconstruction (distortion)"), ("rate", "KL (rate)"))
+
+
+def _curve_panels(key: str, readings: Sequence[Reading]) -> list[Panel]:
+    panels = []
+    for quantity, title in _QUANTITIES:
+        curves = [c for i, r in enumerate(readings) for c in _epoch_curves(i, r, quantity)]
+        if curves:
+            label = f"{title} against the epoch, train solid and held-out dashed, {len(readings)} models"
+            panels.append(
+                _drawing(
+                    title, f"{key}-{quantity}", label, plots.epoch_curves(curves, f"{quantity}, {readings[0].unit}")
+                )
+            )
+    return panels
+
+
+def _epoch_curves(series: int, reading: Reading, quantity: str) -> list[plots.Curve]:
+    curves = []
+    for split in ("train", "validation", "test"):
+        rows = [row for row in reading.metrics if row["split"] == split and row.get(quantity) is not None]
+        if rows:
+            x, y = [row["epoch"] for row in rows], [row[quantity] for row in rows]
+            curves.append(plots.Curve(series, x, y, dashed=split != "train"))
+    return curves
+
+
+def _curve_facts(reading: Reading) -> Facts:
+    """Split and n as they stand in metrics.jsonl: what is drawn, not what was evaluated."""
+    sizes = {
+        row["split"]: row["examples"] for row in reading.metrics if row["split"] in ("train", "validation", "test")
+    }
+    lines = [f"{split} ({'solid' if split == 'train' else 'dashed'})" for split in sizes]
+    n = " + ".join(f"{n:,}" for n in sizes.values())
+    return _facts(reading, split=", ".join(lines), n=n, seed=str(reading.config.get("seed", "")))
+
+
+def _scatter(key: str, reading: Reading) -> Panel:
+    shares = reading.evaluation["pca"]["explained"]
+    label = f"Posterior means of {reading.title} on two principal components, coloured by class"
+    figure = plots.class_scatter(reading.per_image["mean"], reading.per_image.get("labels"), shares)
+    return _drawing(reading.title, key, label, figure)
+
+
+def _bars(key: str, series: int, reading: Reading) -> Panel:
+    metric = reading.evaluation["kl_per_dimension"]
+    label = f"KL of each latent dimension of {reading.title}, largest first"
+    return _drawing(reading.title, key, label, plots.dimension_bars(metric["values"], f"KL, {metric['unit']}", series))
+
+
+def _k_curve(key: str, readings: Sequence[Reading]) -> Panel:
+    curves = []
+    for i, r in enumerate(readings):
+        points = r.evaluation["log_p_curve"]["points"]
+        columns = ([p[name] for p in points] for name in ("k", "value", "mc_se"))
+        k, value, se = columns
+        curves.append(plots.Curve(i, k, value, errors=se))
+    unit = readings[0].evaluation["log_p_curve"]["unit"]
+    label = "Estimate of log p(x) against the number of importance samples"
+    return _drawing("", key, label, plots.sample_curves(curves, f"log p(x), {unit}"))
+
+
+def _grids(title: str, pictures: Pictures) -> list[Panel]:
+    n = len(pictures.real)
+    return [
+        Panel("Real", image=plots.image_grid(pictures.real), alt=f"{n} real test images"),
+        Panel(
+            "Reconstructed",
+            image=plots.image_grid(pictures.reconstructed),
+            alt=f"The same images, reconstructed by {title}",
+        ),
+        Panel(
+            "Generated",
+            image=plots.image_grid(pictures.generated),
+            alt=f"{len(pictures.generated)} images from {title}",
+        ),
+    ]
+
+
+def _picture_facts(reading: Reading, pictures: Pictures) -> Facts:
+    n = f"{len(pictures.real)} images + {len(pictures.generated)} generated"
+    return _facts(reading, unit="pixel mean in [0, 1]", n=n, seed=f"{pictures.seed} (of z)")
+
+
+def _legend_classes(reading: Reading, classes: Sequence[str]) -> list[tuple[Markup, str]]:
+    labels = reading.per_image.get("labels")
+    if labels is None:
+        return []
+    found = sorted({int(label) for label in labels.tolist()})
+    return [(Markup(plots.swatch(i)), classes[i] if i < len(classes) else str(i)) for i in found]
+
+
+# ---------------------------------------------------------------------------------------------------------- the reports
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=tables.number, seconds=tables.seconds)
+    return environment
+
+
+def _write(template: str, out: Path, **values: Any) -> Path:
+    page = _environment().get_template(template).render(**values)
+    write_bytes(out, page.encode("utf-8"))
+    return out
+
+
+def _convention_view(convention: Convention, figures: Mapping[str, str]) -> dict[str, Any]:
+    """Everything the template draws of one convention; keys of drawings start with the convention's."""
+    key, entries = convention.key, convention.entries
+    readings = [tables.read(e.run, e.title, tables.REQUIRED) for e in entries]
+    first = readings[0]
+    curve_n = f"{first.evaluation['log_p_curve']['n']:,}"
+    return {
+        "key": key,
+        "title": convention.title,
+        "readings": readings,
+        "normalised": all(r.normalised for r in readings),
+        "models": [(Markup(plots.swatch(i, line="solid")), r.title) for i, r in enumerate(readings)],
+        "curves": (_curve_panels(f"{key}-curves", readings), _curve_facts(first)),
+        "scatter": (
+            [_scatter(f"{key}-pca-{i}", r) for i, r in enumerate(readings)],
+            _facts(first, unit="latent units"),
+        ),
+        "classes": _legend_classes(first, convention.classes),
+        "bars": ([_bars(f"{key}-kl-{i}", i, r) for i, r in enumerate(readings)], _facts(first)),
+        "k_curve": (
+            [_k_curve(f"{key}-k", readings)],
+            _facts(first, n=curve_n, unit=first.evaluation["log_p_curve"]["unit"]),
+        ),
+        "pictures": [
+            (e.title, _grids(e.title, e.pictures), _picture_facts(r, e.pictures))
+            for e, r in zip(entries, readings, strict=True)
+        ],
+        "probes": tables.probe_rows(readings),
+        "columns": tables.COLUMNS,
+        "units": {m: first.evaluation["log_p" if m == "gap" else m]["unit"] for m in tables.COLUMNS},
+        "rows": [
+            (r, [tables.cell(r, m, e.published) for m in tables.COLUMNS])
+            for e, r in zip(entries, readings, strict=True)
+        ],
+        "changes": [
+            (r, tables.changes(first, r, (entries[0].published, e.published)))
+            for e, r in zip(entries[1:], readings[1:], strict=True)
+        ],
+        "published": any(e.published for e in entries),
+        "estimates": tables.estimate_rows(readings),
+        "k_table": tables.curve_rows(readings),
+        "facts": _facts(first),
+    }
+
+
+def _machines(article: Mapping[str, str], env: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    ours = {
+        "Processor": f"{env.get('processor') or env.get('platform', 'unknown')}",
+        "Cores": f"{env.get('cores', '?')} (threads used: {env.get('threads', '?')})",
+        "Memory": f"{env['memory']}" if "memory" in env else "not recorded",
+        "Device": str(env.get("device", "unknown")),
+        "PyTorch": str(env.get("torch", "unknown")),
+        "Python": str(env.get("python", "unknown")),
+    }
+    return [(label, article.get(label, "not stated"), text) for label, text in ours.items()]
+
+
+def write_chapter_report(
+    conventions: Sequence[Convention], story: Story, out: Path, stages: Mapping[str, float]
+) -> Path:
+    """Writes a chapter's report: figures, tables and notes of each pixel convention, never two of them in one table.
+
+    `stages`: wall time of each stage of the chapter in seconds, in order.
+
+    Raises:
+        DataError: if a run has no evaluation, or its evaluation lacks a metric of the tables.
+        UsageError: if `out` cannot be written.
+    """
+    views = [_convention_view(convention, story.figures) for convention in conventions]
+    readings = [r for view in views for r in view["readings"]]
+    architecture = [
+        _architecture(f"architecture-{i}", r, e.pictures)
+        for i, (r, e) in enumerate(zip(views[0]["readings"], conventions[0].entries, strict=True))
+    ]
+    first = readings[0]
+    return _write(
+        "chapter.html.j2",
+        out,
+        title=story.title,
+        story=story,
+        views=views,
+        architecture=[panel for panel in architecture if panel is not None],
+        architecture_facts=_facts(
+            first, split="none (shapes only)", unit="units per layer", n=f"{len(architecture)} models"
+        ),
+        runs=readings,
+        config=tables.shared_and_differing([r.config for r in readings]),
+        env=tables.shared_and_differing([tables.versions(r) for r in readings]),
+        machines=_machines(story.machine, first.env),
+        hashes=tables.hashes(readings),
+        clocks=[(r.name, tables.clock(r)) for r in readings],
+        stages=stages,
+    )
+
+
+def write_run_report(
+    run: Run, pictures: Pictures | None = None, out: Path | None = None, classes: Sequence[str] = ()
+) -> Path:
+    """Writes the report of one run, by default to `report.html` in its directory.
+
+    Raises:
+        DataError: if the run has no evaluation.
+        UsageError: if `out` cannot be written.
+    """
+    reading = tables.read(run)
+    e = reading.evaluation
+    grids = pictures is not None and pictures.real.ndim == 4 and pictures.real.shape[1] in (1, 3)
+    architecture = _architecture("architecture", reading, pictures) if pictures is not None else None
+    return _write(
+        "run.html.j2",
+        out or run.path / "report.html",
+        title=reading.title,
+        reading=reading,
+        about=reading.about,
+        facts=_facts(reading),
+        metrics=tables.metric_rows(e),
+        architecture=architecture,
+        architecture_facts=_facts(reading, split="none (shapes only)", unit="units per layer", n="1 model"),
+        curves=_curve_panels("curves", [reading]),
+        curve_facts=_curve_facts(reading),
+        scatter=_scatter("pca", reading) if "pca" in e and len(e["pca"]["explained"]) > 1 else None,
+        scatter_facts=_facts(reading, unit="latent units"),
+        classes=_legend_classes(reading, classes),
+        bars=_bars("kl", 0, reading) if "kl_per_dimension" in e else None,
+        k_curve=_k_curve("k", [reading]) if "log_p_curve" in e else None,
+        k_facts=_facts(reading, n=f"{e['log_p_curve']['n']:,}") if "log_p_curve" in e else None,
+        pictures=_grids(reading.title, pictures) if grids and pictures is not None else [],
+        picture_facts=_picture_facts(reading, pictures) if pictures is not None else None,
+        config=tables.flatten(reading.config),
+        env=tables.flatten(tables.versions(reading)),
+        hashes=tables.hashes([reading])[0][1],
+        clock_rows=tables.clock(reading),
+    )

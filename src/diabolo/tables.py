@@ -1,0 +1,378 @@
+"""What a report reads from a run, and its tables: numbers as text, cells a machine can read back, paired changes.
+
+Numbers come from `evaluation.json` and are never computed again, but for the paired changes, which need every image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from diabolo.errors import DataError
+
+if TYPE_CHECKING:
+    from diabolo.runs import Run
+
+#: What a chapter's tables need of every run's evaluation.
+REQUIRED = (
+    "elbo",
+    "log_p",
+    "distortion",
+    "kl",
+    "mse_mean",
+    "mse_sample",
+    "log_p_curve",
+    "active_units",
+    "kl_per_dimension",
+    "pca",
+    "linear_probe",
+    "nearest_neighbour",
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Everything a report reads from one run."""
+
+    name: str
+    title: str
+    config: Mapping[str, Any]
+    env: Mapping[str, Any]
+    status: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    timing: Sequence[Mapping[str, Any]]
+    evaluation: Mapping[str, Any]
+    per_image: Mapping[str, Tensor]
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        return dict(self.evaluation["about"])
+
+    @property
+    def normalised(self) -> bool:
+        return bool(self.about["normalised"])
+
+    @property
+    def described(self) -> str:
+        """The network in a few words, where it is an MLP."""
+        model = self.config["model"]
+        width = model["encoder"].get("width")
+        return f"latent {model['latent']}" if width is None else f"width {width}, latent {model['latent']}"
+
+    @property
+    def unit(self) -> str:
+        return str(self.evaluation.get("elbo", {}).get("unit", "nats/example"))
+
+
+def read(run: Run, title: str = "", required: Sequence[str] = ()) -> Reading:
+    """Reads one run.
+
+    Raises:
+        DataError: if its evaluation, or one of the `required` metrics, is missing.
+    """
+    for file in ("evaluation.json", "per_image.safetensors"):
+        if not (run.path / file).is_file():
+            raise DataError(
+                f"{run.path} has no {file}: it was trained but not evaluated.",
+                "A report shows evaluated numbers only and is not made without them.",
+                f"Run: diabolo evaluate {run.path}",
+            )
+    evaluation = run.evaluation()
+    absent = [name for name in required if name not in evaluation]
+    if absent:
+        raise DataError(
+            f"The evaluation of {run.path} has no {', '.join(absent)}.",
+            "The tables of this report need every one of them.",
+            f"Run: diabolo evaluate {run.path}",
+        )
+    return Reading(
+        name=run.path.name,
+        title=title or run.path.name,
+        config=run.config_dict,
+        env=run.env,
+        status=run.status,
+        metrics=run.metrics(),
+        timing=run.timing(),
+        evaluation=evaluation,
+        per_image=run.per_image(),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ numbers as text
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number as a reader expects it: thousands separated, a true minus sign."""
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "\u2212")
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference, with its sign."""
+    return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "\u2212")
+
+
+def seconds(value: float) -> str:
+    """A wall time: seconds below two minutes, then minutes and seconds."""
+    return f"{value:,.1f} s" if value < 120 else f"{int(value) // 60} min {int(value) % 60} s"
+
+
+def digits_of(metric: str) -> int:
+    """How many decimals a metric is printed with."""
+    return 5 if metric.startswith("mse") else 0 if metric == "active_units" else 4 if metric in SHARES else 2
+
+
+SHARES = ("linear_probe", "nearest_neighbour")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested configuration as dotted keys, the way the command line writes them."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = "none" if value is None else str(value)
+    return flat
+
+
+def shared_and_differing(trees: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Splits configurations into what all share and what differs, one value a run ("" where a run has none)."""
+    flats = [flatten(tree) for tree in trees]
+    keys = sorted({key for flat in flats for key in flat})
+    rows = {key: [flat.get(key, "") for flat in flats] for key in keys}
+    shared = {key: values[0] for key, values in rows.items() if len(set(values)) == 1}
+    return shared, {key: values for key, values in rows.items() if key not in shared}
+
+
+# ----------------------------------------------------------------------------------------------------------- the tables
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of table 4-1: what is printed and what a machine reads back."""
+
+    run: str
+    metric: str
+    value: float
+    text: str
+    se: str
+    n: str
+    note: str = ""
+    published: str = ""
+    difference: str = ""
+
+
+COLUMNS = ("elbo", "log_p", "gap", "mse_mean", "mse_sample", "active_units")
+
+
+def cell(reading: Reading, metric: str, published: Mapping[str, float]) -> Cell:
+    source = reading.evaluation["log_p" if metric == "gap" else metric]
+    value = float(source["gap" if metric == "gap" else "value"])
+    digits, se = digits_of(metric), source.get("se")
+    known = published.get(metric)
+    return Cell(
+        run=reading.name,
+        metric=metric,
+        value=value,
+        text=number(value, digits),
+        se="" if se is None else f"\u00b1 {number(float(se), digits)}",
+        n=f"{source['n']:,}",
+        note=f"of {source['of']}" if "of" in source else "",
+        published="" if known is None else number(known, 4 if metric.startswith("mse") else 3),
+        difference="" if known is None else signed(value - known, 4 if metric.startswith("mse") else digits),
+    )
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change against the first model and its paired standard error over images (None where it has none)."""
+
+    metric: str
+    value: float
+    se: float | None
+    n: int
+    published: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Better, worse, unclear (below two standard errors), or nothing where neither direction is a merit."""
+        if self.se is None or self.metric == "gap":
+            return ""
+        if abs(self.value) < 2 * self.se:
+            return "unclear"
+        return "better" if (self.value < 0) == self.metric.startswith("mse") else "worse"
+
+    @property
+    def text(self) -> str:
+        return signed(self.value, digits_of(self.metric))
+
+    @property
+    def published_text(self) -> str:
+        return "" if self.published is None else signed(self.published, 4 if self.metric.startswith("mse") else 2)
+
+
+def paired(first: Tensor, second: Tensor) -> tuple[float, float, int]:
+    """Mean of second - first over images (N,), its standard error, and N: what both models share cancels."""
+    difference = second.double() - first.double()
+    n = difference.numel()
+    return float(difference.mean()), float(difference.std(unbiased=True)) / math.sqrt(n) if n > 1 else math.inf, n
+
+
+def changes(first: Reading, other: Reading, published: tuple[Mapping[str, float], Mapping[str, float]]) -> list[Change]:
+    """Changes of `other` against `first` in every column of table 4-1, paired image by image.
+
+    log p(x) = ELBO (N images) + mean gap (n images) is a two-phase estimate. The variance of its change is
+    S^2(log p) / N + (1/n - 1/N) S^2(gap), with S^2 over the paired differences of the n images.
+    """
+    a, b = first.per_image, other.per_image
+    found = {metric: paired(a[metric], b[metric]) for metric in ("elbo", "mse_mean", "mse_sample")}
+    found["gap"], found["log_p"] = log_p_changes(a, b, found["elbo"][0])
+    out = []
+    for metric in COLUMNS:
+        old, new = (p.get(metric) for p in published)
+        known = None if old is None or new is None else new - old
+        if metric == "active_units":
+            value = float(other.evaluation[metric]["value"]) - float(first.evaluation[metric]["value"])
+            out.append(Change(metric, value, None, int(other.evaluation[metric]["n"]), known))
+        else:
+            out.append(Change(metric, *found[metric], known))
+    return out
+
+
+def log_p_changes(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], elbo: float
+) -> tuple[tuple[float, float, int], tuple[float, float, int]]:
+    index = a["log_p_index"]
+    if not index.equal(b["log_p_index"]):
+        raise DataError(
+            "The models' log p(x) were estimated on different images.",
+            "Their change cannot be paired image by image.",
+            "Evaluate both runs again with the same settings: diabolo evaluate RUN",
+        )
+    gap = paired(a["log_p"].double() - a["elbo"].double()[index], b["log_p"].double() - b["elbo"].double()[index])
+    plain = paired(a["log_p"], b["log_p"])
+    n, total = gap[2], a["elbo"].numel()
+    variance = (plain[1] ** 2 * n) / total + (1 / n - 1 / total) * gap[1] ** 2 * n
+    return gap, (elbo + gap[0], math.sqrt(variance), n)
+
+
+def estimate_rows(readings: Sequence[Reading]) -> list[tuple[str, list[str], str]]:
+    """What stands behind the estimates: label, one text a model, and the metric's name."""
+
+    def row(label: str, text: Callable[[Mapping[str, Any]], str]) -> tuple[str, list[str], str]:
+        return label, [text(r.evaluation) for r in readings], ""
+
+    def with_se(metric: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda e: f"{number(e[metric]['value'])} \u00b1 {number(e[metric]['se'])}"
+
+    rows = [
+        row("Distortion, \u2212E[log p(x|z)]", with_se("distortion")),
+        row("Rate, KL(q(z|x) || p(z))", with_se("kl")),
+    ]
+    if all(r.about.get("entropy_floor") is not None for r in readings):
+        rows += [
+            row("Entropy floor of the data", lambda e: number(e["about"]["entropy_floor"])),
+            row(
+                "Distortion, excess over floor",
+                lambda e: number(e["distortion"]["value"] - e["about"]["entropy_floor"]),
+            ),
+            row("\u2212ELBO, excess over floor", lambda e: number(-e["elbo"]["value"] - e["about"]["entropy_floor"])),
+        ]
+    return [
+        *rows,
+        row("ELBO: sampling SE (images)", lambda e: number(e["elbo"]["se"], 3)),
+        row("ELBO: Monte-Carlo SE (z)", lambda e: number(e["elbo"]["mc_se"], 4)),
+        row("log p(x): SE of the mean gap", lambda e: number(e["log_p"]["se"], 3)),
+        row("log p(x): sampling SE (images)", lambda e: number(e["log_p"]["se_sampling"], 3)),
+        row("log p(x): Monte-Carlo SE (z)", lambda e: number(e["log_p"]["mc_se"], 4)),
+        row(
+            "log p(x): plain mean of the subset",
+            lambda e: f"{number(e['log_p']['plain_mean'])} \u00b1 {number(e['log_p']['plain_se'])}",
+        ),
+        row("log p(x): K, images", lambda e: f"{e['log_p']['k']:,}, {e['log_p']['n']:,}"),
+        row("Effective sample size, median", lambda e: number(e["log_p"]["ess_median"], 1)),
+        row("Effective sample size, smallest", lambda e: number(e["log_p"]["ess_min"], 1)),
+    ]
+
+
+def probe_rows(readings: Sequence[Reading]) -> list[dict[str, Any]]:
+    rows = []
+    for r in readings:
+        e = r.evaluation
+        rows.append({
+            "title": r.title,
+            "run": r.name,
+            "cells": [(m, e[m]["value"], number(e[m]["value"], 4), f"\u00b1 {number(e[m]['se'], 4)}") for m in SHARES]
+            + [
+                (
+                    "active_units",
+                    e["active_units"]["value"],
+                    number(e["active_units"]["value"], 0),
+                    f"of {e['active_units']['of']}",
+                )
+            ],
+            "explained": number(100 * sum(e["pca"]["explained"][:2]), 1),
+            "kl": number(e["kl"]["value"]),
+        })
+    return rows
+
+
+def curve_rows(readings: Sequence[Reading]) -> dict[str, Any]:
+    points = [r.evaluation["log_p_curve"]["points"] for r in readings]
+    return {
+        "ks": [f"{p['k']:,}" for p in points[0]],
+        "rows": [
+            (r.title, [(number(p["value"]), number(p["se"]), number(p["mc_se"], 3)) for p in own])
+            for r, own in zip(readings, points, strict=True)
+        ],
+    }
+
+
+def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every metric with a value, the usual ones first, as rows of text."""
+    rows = []
+    for name in sorted(evaluation, key=lambda n: (REQUIRED.index(n) if n in REQUIRED else len(REQUIRED), n)):
+        metric = evaluation[name]
+        if name != "about" and isinstance(metric, Mapping) and "value" in metric:
+            digits = digits_of(name)
+            se = metric.get("se")
+            rows.append({
+                "name": name,
+                "value": float(metric["value"]),
+                "text": number(metric["value"], digits),
+                "se": "" if se is None else number(se, digits),
+                "n": f"{metric['n']:,}",
+                "unit": metric["unit"],
+                "split": metric.get("split", evaluation["about"]["split"]),
+            })
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------------------- the record
+
+
+def clock(reading: Reading) -> dict[str, float]:
+    """Seconds by stage: training stages from timing.jsonl, evaluation stages from evaluation.json."""
+    spent: dict[str, float] = {}
+    for row in reading.timing:
+        spent[row["stage"]] = spent.get(row["stage"], 0.0) + float(row["seconds"])
+    return spent | {f"evaluation: {k}": float(v) for k, v in reading.about.get("seconds", {}).items()}
+
+
+def hashes(readings: Sequence[Reading]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """SHA-256 by run: the data's files (as trained on), the evaluated data, the fixed binarised draw, the weights."""
+    names = (("data as evaluated", "data_hash"), ("fixed binarised draw", "draw_hash"), ("weights", "weights_sha256"))
+    out = []
+    for r in readings:
+        files = list(r.env.get("data", {}).get("hashes", {}).items())
+        out.append((r.name, files + [(label, r.about[key]) for label, key in names if r.about.get(key)]))
+    return out
+
+
+def versions(reading: Reading) -> dict[str, Any]:
+    """What env.json says of software and machine; the data's part stands with the hashes."""
+    return {key: value for key, value in reading.env.items() if key != "data"}

@@ -1,0 +1,58 @@
+"""Progress for people: a live bar where stderr is a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from diabolo.progress import QUIET_SECONDS, Progress
+
+
+class TerminalProgress(Progress):
+    """A context manager that draws one bar for the present stage and prints news above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.bar = Bar(*columns, console=self.console, transient=True, refresh_per_second=4, disable=not self.live)
+        self.task = self.bar.add_task("", visible=False, note="")
+        self.stage, self.total, self.done, self.spoke = "", 0, 0, time.monotonic()
+
+    def __enter__(self) -> TerminalProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def start(self, stage: str, total: int) -> None:
+        self.stage, self.total, self.done, self.spoke = stage, total, 0, time.monotonic()
+        self.bar.reset(self.task, description=stage, total=total, visible=True, note="")
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        self.done += units
+        if self.live:
+            self.bar.update(self.task, advance=units, note=note)
+        elif time.monotonic() - self.spoke > QUIET_SECONDS:
+            self.spoke = time.monotonic()
+            self.console.print(f"{self.stage} {self.done:,}/{self.total:,} {note}", markup=False)
+
+    def finish(self) -> None:
+        self.bar.update(self.task, visible=False)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)

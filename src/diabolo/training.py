@@ -1,0 +1,490 @@
+"""The flat loop. What it drives is a `Step`: model and objective as one module, one thing to compile, cast and wrap.
+
+A step's randomness comes from (seed, step), the order of examples from (seed, epoch), so a run can stop and go on anywhere
+and gives the same bits (same machine, torch and number of threads).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from diabolo import data as data_module
+from diabolo import runs
+from diabolo.config import RunConfig
+from diabolo.data import Access, Dataset, Loader
+from diabolo.engine import environment, own_randomness, pick_device
+from diabolo.errors import DataError, DiaboloError, DivergedError, UsageError
+from diabolo.metrics import mean_terms
+from diabolo.models.build import build_model, build_objective
+from diabolo.models.distributions import unchecked
+from diabolo.models.objectives import Objective, Terms
+from diabolo.progress import Progress
+from diabolo.seeds import fold
+
+logger = logging.getLogger("diabolo")
+
+#: So many non-finite steps in a row end a run.
+PATIENCE = 10
+
+
+class InterruptedRun(DiaboloError):
+    """The run was asked to stop; it saved its state first (exit code 130 or 143)."""
+
+    def __init__(self, run: Path, exit_code: int) -> None:
+        super().__init__(
+            f"interrupted: everything up to the last step is saved in {run}",
+            remedy=f"Go on with: diabolo train --resume {run}",
+        )
+        self.exit_code = exit_code
+
+
+class Step(nn.Module):
+    """Model and objective as one module: (x, y, step) -> named terms, each (B,), nats per example."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, x: Tensor, y: Tensor | None = None, step: int = 0) -> Terms:
+        return self.objective(self.model, x, y, step)
+
+
+def after_step(module: nn.Module) -> None:
+    """Let every part learn what is learned without a gradient, after a step that was taken."""
+    for part in module.modules():
+        learn = getattr(part, "after_step", None)
+        if callable(learn):
+            learn()
+
+
+@dataclass
+class Position:
+    """How far a run is: what a state's manifest holds. `sums` are the epoch's sums of each term over `examples`."""
+
+    epoch: int = 1
+    batch: int = 0  # batches of this epoch already taken
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    examples: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best_loss: float | None = None
+    best_epoch: int = 0
+    metrics_offset: int = 0
+
+    def add(self, means: dict[str, float], examples: int) -> None:
+        self.examples += examples
+        for name, mean in means.items():
+            self.sums[name] = self.sums.get(name, 0.0) + mean * examples
+
+    def epoch_means(self) -> dict[str, float]:
+        return {name: total / self.examples for name, total in self.sums.items()} if self.examples else {}
+
+
+class Average:
+    """Exponential moving average of the weights: parameters are averaged, buffers copied.
+
+    Reference: Polyak & Juditsky, Acceleration of stochastic approximation by averaging (1992).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: t.detach().clone() for name, t in model.state_dict().items()}
+        self.parameters = {name for name, _ in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        for name, now in model.state_dict().items():
+            if name in self.parameters:
+                self.weights[name].lerp_(now, 1 - self.decay)
+            else:
+                self.weights[name].copy_(now)
+
+
+class Trainer:
+    """One run in progress: everything the loop touches, built in the order that makes it reproducible."""
+
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, path: Path, device: torch.device, progress: Progress
+    ) -> None:
+        self.config, self.dataset, self.path, self.device, self.progress = config, dataset, path, device, progress
+        torch.manual_seed(fold(config.seed, "init"))  # before the model is built
+        self.model = build_model(config.model.to_dict(), dataset.spec).to(device)
+        self.objective = build_objective(config.objective.to_dict(), dataset.spec)
+        self.step = Step(self.model, self.objective)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.train.lr, fused=True)
+        self.average = Average(self.model, config.train.ema) if config.train.ema else None
+        self.loader = Loader(dataset, "train", device)
+        self.position = Position()
+        self.stop_code = 0
+        self.journal: runs.Journal
+        self.clock: runs.Journal
+
+    # ---------------------------------------------------------------- the loop
+    def run(self) -> None:
+        train = self.config.train
+        batches = math.ceil(len(self.dataset.train) / train.batch)
+        self.progress.start("training", train.epochs * batches)
+        self.progress.advance(self.position.step)
+        while self.position.epoch <= train.epochs:
+            began = time.monotonic()
+            skip = self.position.batch
+            for batch in self.loader.shuffled(train.batch, self.config.seed, self.position.epoch, skip=skip):
+                self._take_step(batch.x, batch.y)
+                if train.checkpoint_every and self.position.step % train.checkpoint_every == 0:
+                    self.save()
+                if self.stop_code:
+                    self.save()
+                    raise InterruptedRun(self.path, self.stop_code)
+            self._end_epoch(time.monotonic() - began)
+        self.progress.finish()
+
+    def _take_step(self, x: Tensor, y: Tensor | None) -> None:
+        here, train = self.position, self.config.train
+        torch.manual_seed(fold(self.config.seed, "step", here.step))
+        self.step.train()
+        with unchecked():
+            terms = self.step(x, y, here.step)
+        names = list(terms)
+        loss = terms["loss"].mean()
+        self.optimiser.zero_grad()
+        means = dict(zip(names, torch.stack([terms[name].detach().mean() for name in names]).tolist()))
+        taken = all(map(math.isfinite, means.values())) and self._descend(loss)
+        here.step, here.batch = here.step + 1, here.batch + 1
+        here.skipped_in_a_row = 0 if taken else here.skipped_in_a_row + 1
+        if taken:
+            here.add(means, x.shape[0])
+        else:
+            self._skipped(means)
+        if taken and here.step % train.log_every == 0:
+            self.journal.append({
+                "step": here.step,
+                "epoch": here.epoch,
+                "split": "batch",
+                "examples": x.shape[0],
+                **means,
+            })
+        self.progress.advance(1, f"epoch {here.epoch}/{train.epochs}  loss {means['loss']:.2f}")
+
+    def _descend(self, loss: Tensor) -> bool:
+        """Take the step, unless the gradient is not finite: then nothing changes."""
+        loss.backward()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if not math.isfinite(norm.item()):
+            return False
+        if self.config.train.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.train.clip, norm)
+        self.optimiser.step()
+        after_step(self.step)
+        if self.average:
+            self.average.update(self.model)
+        return True
+
+    def _skipped(self, means: dict[str, float]) -> None:
+        here = self.position
+        here.skipped += 1
+        bad = ", ".join(name for name, value in means.items() if not math.isfinite(value)) or "gradient"
+        logger.warning("step %d skipped: %s not finite (%d skipped so far)", here.step, bad, here.skipped)
+        if here.skipped_in_a_row >= PATIENCE:
+            self.save()
+            raise DivergedError(
+                f"{PATIENCE} steps in a row were not finite, the last at step {here.step} ({bad})",
+                f"The weights before them are kept in {self.path}.",
+                "Lower train.lr, or set train.clip=100.",
+            )
+
+    def _end_epoch(self, seconds: float) -> None:
+        here = self.position
+        row = {
+            "step": here.step,
+            "epoch": here.epoch,
+            "split": "train",
+            "examples": here.examples,
+            **here.epoch_means(),
+        }
+        self.journal.append({**row, "skipped": here.skipped})
+        self.clock.append({"step": here.step, "epoch": here.epoch, "stage": "train", "seconds": round(seconds, 3)})
+        curve = self._curve()
+        if curve:
+            self.journal.append(curve)
+        self._keep(curve)
+        self.progress.say(self._news(row, curve, seconds))
+        here.epoch, here.batch, here.examples, here.sums = here.epoch + 1, 0, 0, {}
+        if not self.config.train.checkpoint_every or here.epoch > self.config.train.epochs:
+            self.save()
+
+    def _news(self, row: dict[str, Any], curve: dict[str, Any] | None, seconds: float) -> str:
+        left = (self.config.train.epochs - row["epoch"]) * seconds
+        loss = curve and ("not finite" if curve["loss"] is None else f"{curve['loss']:.2f}")
+        shown = f"  {curve['split']} loss {loss}" if curve else ""
+        return (
+            f"epoch {row['epoch']}/{self.config.train.epochs}  train loss {row.get('loss', math.nan):.2f}{shown} "
+            f"nats/example  {seconds:.1f} s" + (f"  about {left:.0f} s left" if left else "")
+        )
+
+    # ---------------------------------------------------------------- the curve and what is kept
+    def _curve(self) -> dict[str, Any] | None:
+        """The objective on the split that is drawn, each example with noise of its own; None where there is none."""
+        name = self.config.train.curve
+        if name == "none" or (name == "validation" and self.dataset.validation is None):
+            return None
+        began = time.monotonic()
+        with self._deployed():
+            batches = Loader(self.dataset, name, self.device).ordered(500)
+            means = mean_terms(self.model, self.objective, batches, fold(self.config.seed, "curve"))
+        here = self.position
+        self.clock.append({
+            "step": here.step,
+            "epoch": here.epoch,
+            "stage": "curve",
+            "seconds": round(time.monotonic() - began, 3),
+        })
+        return {
+            "step": here.step,
+            "epoch": here.epoch,
+            "split": name,
+            "examples": len(self.dataset.split(name)),
+            **{term: value if math.isfinite(value) else None for term, value in means.items()},
+        }
+
+    def _keep(self, curve: dict[str, Any] | None) -> None:
+        here = self.position
+        if self.config.train.keep == "best":
+            if curve is None or curve["loss"] is None:
+                return
+            if here.best_loss is not None and curve["loss"] >= here.best_loss:
+                return
+            here.best_loss, here.best_epoch = curve["loss"], here.epoch
+        self._write_weights()
+
+    def _write_weights(self) -> None:
+        runs.save_weights(self.path / "weights.safetensors", self._weights(), self.config, self.dataset.spec)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(self.average.weights if self.average else self.model.state_dict())
+
+    @contextmanager
+    def _deployed(self) -> Iterator[None]:
+        """The model as it would be used: evaluation mode, averaged weights where there are any."""
+        trained = {name: t.clone() for name, t in self.model.state_dict().items()} if self.average else None
+        if self.average:
+            self.model.load_state_dict(self.average.weights)
+        self.step.eval()
+        try:
+            yield
+        finally:
+            if trained:
+                self.model.load_state_dict(trained)
+
+    # ---------------------------------------------------------------- state
+    def save(self) -> None:
+        """Write the state; the weights too, if no epoch has written them yet."""
+        here = self.position
+        here.metrics_offset = self.journal.offset
+        optimiser = {
+            f"{index}.{key}": value
+            for index, entry in self.optimiser.state_dict()["state"].items()
+            for key, value in entry.items()
+        }
+        groups = {"model": self.model.state_dict(), "optimiser": optimiser}
+        if self.average:
+            groups["average"] = self.average.weights
+        runs.save_state(self.path, here.step, groups, asdict(here))
+        if self.config.train.keep == "last" or not (self.path / "weights.safetensors").exists():
+            self._write_weights()
+
+    def restore(self) -> None:
+        """Put everything back as the newest whole state has it."""
+        tensors, progress, passed_over = runs.load_state(self.path)
+        for line in passed_over:
+            logger.warning("state passed over: %s", line)
+        self.position = Position(**progress)
+        self.model.load_state_dict(tensors["model"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors["optimiser"].items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        if self.average:
+            self.average.weights = {name: t.to(self.device) for name, t in tensors["average"].items()}
+
+
+# ------------------------------------------------------------------------------------------------ starting
+def train(
+    config: RunConfig,
+    *,
+    out: Path | None = None,
+    data: Dataset | None = None,
+    access: Access | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> runs.Run:
+    """Train a model and write its run directory.
+
+    Arguments:
+        config: the resolved configuration.
+        out: the run directory; runs/PRESET-N where it is left out. Never overwritten.
+        data: the data, where they are in memory already.
+        device: auto, cpu, cuda, cuda:1, mps.
+
+    Raises:
+        UsageError: for a configuration that does not fit the data, or a place that cannot be written.
+        DataError: if the data cannot be had.
+        DivergedError: after ten non-finite steps in a row; the last good state is kept.
+        InterruptedRun: after SIGINT or SIGTERM; the state is kept.
+    """
+    where, progress = pick_device(device), progress or Progress()
+    dataset = data if data is not None else data_module.load(config.data.name, config.data.params, access)
+    _check(config, dataset)
+    path = runs.create(config, out)
+    runs.write_json(path / "config.json", config.to_dict())
+    runs.write_json(
+        path / "env.json",
+        {**environment(where), "data": runs.describe_data(dataset), "source_hash": training_source_hash()},
+    )
+    return _run(path, config, dataset, where, progress, resume=False)
+
+
+def resume(
+    path: Path,
+    *,
+    data: Dataset | None = None,
+    access: Access | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> runs.Run:
+    """Go on with a run from its newest whole state; the result has the same bits as an uninterrupted run.
+
+    Raises:
+        DataError: if there is no state, or the data are not those of the run.
+        UsageError: if the run is finished, or another process works on it.
+    """
+    run = runs.Run(path)
+    if run.status.get("state") == "finished":
+        raise UsageError(f"{path} is finished", remedy=f"Evaluate it with: diabolo evaluate {path}")
+    dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
+    if dataset.hash != run.env["data"]["hash"]:
+        raise DataError(
+            f"the data are not those of {path}",
+            f"Their hash is {dataset.hash[:12]}, the run's is {run.env['data']['hash'][:12]}.",
+        )
+    return _run(run.path, run.config, dataset, pick_device(device), progress or Progress(), resume=True)
+
+
+def training_source_hash() -> str:
+    """SHA-256 of the source that decides what training gives."""
+    return runs.source_hash("models", "data", "training.py", "engine.py", "config.py", "seeds.py", "metrics.py")
+
+
+def _run(
+    path: Path, config: RunConfig, dataset: Dataset, device: torch.device, progress: Progress, *, resume: bool
+) -> runs.Run:
+    with _locked(path), _log_to(path / "log.txt"), own_randomness(device):
+        trainer = Trainer(config, dataset, path, device, progress)
+        if resume:
+            trainer.restore()
+            logger.info("resumed at step %d", trainer.position.step)
+        trainer.journal = runs.Journal(path / "metrics.jsonl", keep=trainer.position.metrics_offset)
+        trainer.clock = runs.Journal(path / "timing.jsonl")
+        status: dict[str, Any] = {"state": "running", "exit_code": None}
+        runs.write_json(path / "status.json", status)
+        try:
+            with _signals(trainer):
+                trainer.run()
+            status = {"state": "finished", "exit_code": 0, "best_epoch": trainer.position.best_epoch or None}
+        except DiaboloError as error:
+            state = {DivergedError: "diverged", InterruptedRun: "interrupted"}.get(type(error), "failed")
+            status = {"state": state, "exit_code": error.exit_code, "reason": str(error)}
+            raise
+        except BaseException as error:
+            status = {"state": "failed", "exit_code": 1, "reason": repr(error)}
+            logger.exception("the run failed")
+            raise
+        finally:
+            here = trainer.position
+            trainer.journal.close()
+            trainer.clock.close()
+            runs.write_json(
+                path / "status.json", {**status, "step": here.step, "epoch": min(here.epoch, config.train.epochs),
+                 "skipped": here.skipped},
+            )
+    return runs.Run(path)
+
+
+def _check(config: RunConfig, dataset: Dataset) -> None:
+    if config.train.keep == "best" and (dataset.validation is None or config.train.curve != "validation"):
+        raise UsageError(
+            "train.keep=best has nothing to decide by",
+            "The best weights are those with the lowest validation loss.",
+            "Take train.keep=last, or data.validation above 0 and train.curve=validation.",
+        )
+    with torch.device("meta"):  # shapes alone, before a run directory is made
+        build_model(config.model.to_dict(), dataset.spec)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(
+            f"another process is working on {path}", remedy="Wait for it, or choose another --out."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setLevel(logging.INFO)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(before or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()
+
+
+@contextmanager
+def _signals(trainer: Trainer) -> Iterator[None]:
+    """SIGINT and SIGTERM stop at the end of the step; a second SIGINT stops at once. Only the main thread may listen."""
+    if threading.current_thread() is not threading.main_thread():
+        with nullcontext():
+            yield
+        return
+
+    def listen(number: int, frame: FrameType | None) -> None:
+        if trainer.stop_code and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        trainer.stop_code = 128 + number
+
+    watched: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, listen) for number in watched}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
