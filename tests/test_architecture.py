@@ -18,7 +18,7 @@ import pytest
 import diabolo
 from diabolo import registry
 from diabolo.config import COMPONENTS, PRESETS
-from test_contracts import DATA, OBJECTIVES
+from test_contracts import DATA, ELSEWHERE, OBJECTIVES
 
 PACKAGE = Path(diabolo.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -240,7 +240,7 @@ def in_presets() -> set[tuple[str, str]]:
 def test_every_registered_name_stands_in_a_preset_or_a_contract_test(slot, name):
     """Every metric is in every evaluation, which the contract tests read."""
     contracts = {("likelihood", key) for key in DATA} | {("objective", key) for key in OBJECTIVES}
-    assert slot == "metric" or (slot, name) in in_presets() | contracts
+    assert slot == "metric" or (slot, name) in in_presets() | contracts | ELSEWHERE.keys()
 
 
 @every_part
@@ -300,3 +300,47 @@ def test_there_are_no_import_cycles_at_module_level():
     while ready := {module for module, needs in graph.items() if module not in done and needs <= done}:
         done |= ready
     assert done == set(graph), sorted(set(graph) - done)
+
+
+# ------------------------------------------------------------------------------------------------ the checks themselves
+PLANTED = [
+    (test_nothing_imports_the_command_line, "from diabolo import cli"),
+    (test_nothing_imports_the_command_line, "def f():\n    import diabolo.cli"),
+    (test_models_import_torch_the_standard_library_and_the_registry, "from diabolo.config import resolve"),
+    (test_models_import_torch_the_standard_library_and_the_registry, "import numpy"),
+    (test_models_import_torch_the_standard_library_and_the_registry, "from pathlib import Path"),
+    (test_no_torchvision_and_no_pickle, "from torchvision.datasets import MNIST"),
+    (test_no_torchvision_and_no_pickle, "import pickle"),
+    (test_only_the_command_line_prints, "def f():\n    print(1)"),
+    (test_nothing_executes_what_it_reads, "x = eval('1')"),
+    (test_nothing_executes_what_it_reads, "import torch\nx = torch.load('x')"),
+    (test_nothing_executes_what_it_reads, "archive.extractall('x')"),
+    (test_nothing_executes_what_it_reads, "import subprocess\nsubprocess.run('x', shell=True)"),
+    (test_text_is_read_and_written_as_utf8, "open('x')"),
+    (test_text_is_read_and_written_as_utf8, "open('x', 'w', encoding='latin-1')"),
+    (test_text_is_read_and_written_as_utf8, "path.open('a')"),
+    (test_text_is_read_and_written_as_utf8, "path.read_text()"),
+    (test_source_is_ascii, "x = '\u00e9'"),
+    (test_no_loose_ends, "x = 1  # TO" + "DO: later"),
+    (test_models_take_no_len_of_a_tensor, "n = len(x)"),
+    (test_every_module_and_public_class_has_a_docstring, "x = 1"),
+    (test_every_module_and_public_class_has_a_docstring, "'''doc'''\nclass A:\n    pass"),
+]
+
+
+@pytest.mark.parametrize(("check", "code"), PLANTED)
+def test_each_check_catches_what_it_is_for(check, code, tmp_path):
+    path = tmp_path / "planted.py"
+    path.write_text(code, encoding="utf-8")
+    with pytest.raises((AssertionError, UnicodeEncodeError)):
+        check(path)
+
+
+def test_the_checks_let_binary_files_and_type_checking_imports_pass(tmp_path):
+    path = tmp_path / "fine.py"
+    path.write_text(
+        "'''doc'''\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from diabolo.data.spec import DataSpec\n"
+        "path.open('rb')\nopen('x', 'wb')\npath.open('w', encoding='utf-8')\n", encoding="utf-8",
+    )
+    test_text_is_read_and_written_as_utf8(path)
+    test_models_import_torch_the_standard_library_and_the_registry(path)

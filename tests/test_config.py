@@ -82,12 +82,12 @@ SETTINGS = [key for key in KEYS if key not in COMPONENTS]
 # ------------------------------------------------------------------------------------------------ resolving
 def test_overrides_win_over_the_preset_and_the_preset_over_defaults():
     plain = resolve("vae")
-    assert (plain.config.train.batch, plain.origins["train.batch"]) == (64, "preset vae")
-    assert (plain.config.train.lr, plain.origins["train.lr"]) == (0.001, "default")
-    changed = resolve("vae", ["train.batch=32", "train.lr=0.5", "train.batch=16"])
-    assert (changed.config.train.batch, changed.origins["train.batch"]) == (16, "override")
-    assert (changed.config.train.lr, changed.origins["train.lr"]) == (0.5, "override")
-    assert changed.origins["train.epochs"] == "preset vae"
+    assert (plain.config.data.name, plain.origins["data.name"]) == ("digits", "preset vae")
+    assert (plain.config.train.clip, plain.origins["train.clip"]) == (None, "default")
+    changed = resolve("vae", ["train.epochs=32", "train.clip=0.5", "train.epochs=16"])
+    assert (changed.config.train.epochs, changed.origins["train.epochs"]) == (16, "override")
+    assert (changed.config.train.clip, changed.origins["train.clip"]) == (0.5, "override")
+    assert changed.origins["data.name"] == "preset vae"
 
 
 @pytest.mark.parametrize("preset", preset_names())

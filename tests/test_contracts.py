@@ -20,6 +20,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 
+import diabolo
 from diabolo import registry, runs
 from diabolo.config import RunConfig, preset_names, read_preset, resolve
 from diabolo.data import Dataset, Loader
@@ -194,6 +195,30 @@ def strict(text: str) -> Any:
         raise AssertionError(f"{token} is no JSON")
 
     return json.loads(text, parse_constant=refuse)
+
+
+#: Registered parts that no preset can name, with the test here that uses them.
+ELSEWHERE = {("dataset", "tensor"): "test_examples_of_ones_own_from_python"}
+
+
+@pytest.mark.parametrize(("kind", "values"), [("numpy uint8", "grey"), ("torch float", "grey"), ("numpy real", "real")])
+def test_examples_of_ones_own_from_python(kind, values, tmp_path):
+    generator = np.random.default_rng(0)
+    x = {
+        "numpy uint8": generator.integers(0, 256, (60, 5, 5), dtype=np.uint8),
+        "torch float": torch.from_numpy(generator.random((60, 1, 5, 5), dtype=np.float32)),
+        "numpy real": generator.normal(size=(60, 7)),
+    }[kind]
+    small = ["model.latent=2", "train.epochs=1", "model.encoder.width=8", "model.decoder.width=8"]
+    run = diabolo.train("vae", x, overrides=small, out=tmp_path / "run", device="cpu")
+    assert run.env["data"]["spec"]["values"] == values
+    assert run.env["data"]["note"]
+    found = diabolo.evaluate(run.path, x, k=5, images=4, device="cpu")
+    assert found["elbo"]["n"] == 6
+    model = diabolo.load(run.path)
+    assert_same_bits(model.state_dict(), diabolo.load(run.path / "weights.safetensors").state_dict())
+    with pytest.raises(DataError, match="in memory"):
+        diabolo.evaluate(run.path, k=5, images=4, device="cpu")
 
 
 MEANS = {"elbo", "kl", "distortion", "mse_mean", "mse_sample", "log_p"}

@@ -96,11 +96,9 @@ def reproduce(
     about = CHAPTERS[chapter]
     out = out or Path("runs") / ("smoke" if smoke else "reproduce") / chapter
     cached = _is_cached(chapter, options.access())
+    fetched = "nothing: the data are in the cache" if cached else _megabytes(about.download)
     _say(f"{chapter}: {about.title}")
-    _say(
-        f"  downloads {'nothing: the data are in the cache' if cached else _megabytes(about.download)}; uses {_megabytes(about.disk)} "
-        f"of disk for data and runs; writes to {out}"
-    )
+    _say(f"  downloads {fetched}; uses {_megabytes(about.disk)} of disk for data and runs; writes to {out}")
     module = importlib.import_module(f"diabolo.chapters.{chapter}")
     with _progress() as progress:
         result = module.reproduce(
@@ -448,7 +446,13 @@ def _print_evaluations(finished: Sequence[Run]) -> None:
         result = run.evaluation()
         about = result["about"]
         label = "" if about["normalised"] else ", unnormalised"
-        key = (about["data"], about["split"], about["values"], about["likelihood"] + label, f"n = {about['n']:,}")
+        key: tuple[str, ...] = (
+            about["data"],
+            about["split"],
+            about["values"],
+            about["likelihood"] + label,
+            f"n = {about['n']:,}",
+        )
         groups.setdefault(key, []).append((run, result))
     for key, members in groups.items():
         print("data {}, {} split, {} values, likelihood {}, {}".format(*key))
@@ -468,11 +472,8 @@ def _print_evaluations(finished: Sequence[Run]) -> None:
         for run, result in members:
             table.add_row(run.name, *_cells(result))
         _out().print(table)
-        first = members[0][1]
-        print(
-            f"  {first['elbo']['unit']}, value +- standard error; log p(x): K = {first['log_p']['k']:,} on n = {first['log_p']['n']:,}; "
-            "MSE per pixel"
-        )
+        unit, log_p = members[0][1]["elbo"]["unit"], members[0][1]["log_p"]
+        print(f"  {unit}, value +- standard error; log p(x): K = {log_p['k']:,} on n = {log_p['n']:,}; MSE per pixel")
         print()
 
 
@@ -502,10 +503,8 @@ def _list_chapters(as_json: bool) -> int:
         return 0
     for chapter in CHAPTERS.values():
         print(f"{chapter.name:10} {chapter.title}")
-        print(
-            f"{'':10} download {_megabytes(chapter.download)}, disk {_megabytes(chapter.disk)}, took {chapter.seconds / 60:.1f} min on "
-            f"{chapter.machine}"
-        )
+        size = f"download {_megabytes(chapter.download)}, disk {_megabytes(chapter.disk)}"
+        print(f"{'':10} {size}, took {chapter.seconds / 60:.1f} min on {chapter.machine}")
     print("Run one with: diabolo reproduce NAME")
     return 0
 

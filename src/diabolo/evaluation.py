@@ -112,6 +112,8 @@ def _check(settings: Settings) -> None:
     for name, least in (("k", 1), ("images", 0), ("elbo_samples", 2), ("curve_images", 0)):
         if getattr(settings, name) < least:
             raise UsageError(f"{name}={getattr(settings, name)} is refused", f"It must be at least {least}.")
+    if any(k < 1 for k in settings.curve_k):
+        raise UsageError(f"curve_k={settings.curve_k} is refused", "Each K must be at least 1.")
     if settings.images == 1 or settings.curve_images == 1:
         raise UsageError("one image has no standard error", remedy="Take at least two.")
 
@@ -121,6 +123,12 @@ def gather(
 ) -> tuple[Evidence, dict[str, float]]:
     """Run the model over a split: the evidence and the seconds that each stage took."""
     loader, clock = Loader(dataset, settings.split, device), _Clock()
+    if len(loader) < 2:
+        raise UsageError(
+            f"the {settings.split} split has {len(loader)} example",
+            "One example has no standard error.",
+            "Use more data.",
+        )
     whole = _whole_pass(model, loader, settings, progress)
     clock.lap("pass")
     labels = dataset.split(settings.split).labels
@@ -151,21 +159,19 @@ def _whole_pass(model: Autoencoder, loader: Loader, settings: Settings, progress
         inference = keyed_inference(model, batch.x, batch.index.tolist(), settings.elbo_samples, seed)
         latent = inference.latents[0]
         log_w = float64(inference.log_weight(batch.x))  # (S, B)
-        columns.append({
+        row = {
             "elbo": log_w.mean(0),
             "elbo_variance": log_w.var(0) / settings.elbo_samples,
             "kl": float64(latent.kl()).mean(0),
-            "kl_per_dimension": _kl_per_dimension(latent.posterior, latent.prior),
             "mse_mean": float64(mean_squared_error(model.decode(latent.posterior.mean[None]), batch.x))[0],
             "mse_sample": float64(mean_squared_error(inference.likelihood, batch.x)).mean(0),
             "mean": float64(latent.posterior.mean).flatten(1),
-        })
+        }
+        per_dimension = _kl_per_dimension(latent.posterior, latent.prior)
+        columns.append(row if per_dimension is None else {**row, "kl_per_dimension": per_dimension})
         progress.advance(len(batch.x))
     progress.finish()
-    return {
-        name: None if columns[0][name] is None else torch.cat([column[name] for column in columns])
-        for name in columns[0]
-    }
+    return {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
 
 
 def _kl_per_dimension(q: Any, p: Any) -> Tensor | None:
@@ -279,6 +285,7 @@ def _about(
     run: runs.Run, dataset: Dataset, settings: Settings, seconds: Sequence[float] | dict[str, float]
 ) -> dict[str, Any]:
     likelihood = run.config.model.likelihood.name
+    kind: Any = registry.get("likelihood", likelihood)
     split = dataset.split(settings.split)
     grey = dataset.spec.values == "grey" and split.values.dtype == torch.uint8
     return {
@@ -290,8 +297,8 @@ def _about(
         "draw_hash": Loader(dataset, settings.split).draw_hash,
         "values": dataset.spec.values,
         "likelihood": likelihood,
-        "family": registry.get("likelihood", likelihood).family,
-        "normalised": registry.get("likelihood", likelihood).normalised,
+        "family": kind.family,
+        "normalised": kind.normalised,
         "entropy_floor": entropy_floor(split.values).mean().item() if grey else None,
         "seconds": seconds,
         "weights_sha256": runs.sha256(run.path / "weights.safetensors"),

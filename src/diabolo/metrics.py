@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributions import Distribution
 
 from diabolo.models.autoencoder import Autoencoder, Inference, Latent
 from diabolo.models.distributions import keyed_sample
@@ -121,11 +122,11 @@ class Evidence:
     elbo: Tensor  # (N,) mean over S draws of log w
     elbo_variance: Tensor  # (N,) Monte-Carlo variance of that mean
     kl: Tensor  # (N,) KL(q || p)
-    kl_per_dimension: Tensor | None  # (N, d), where the family factorises
     mse_mean: Tensor  # (N,) at z = mu
     mse_sample: Tensor  # (N,) mean over S draws
     mean: Tensor  # (N, d) posterior means
     samples: int  # S
+    kl_per_dimension: Tensor | None = None  # (N, d), where the family factorises
     labels: Tensor | None = None  # (N,)
     train_mean: Tensor | None = None  # (M, d), with train_labels (M,): what probes are fitted to
     train_labels: Tensor | None = None
@@ -293,7 +294,7 @@ def _accuracy(e: Evidence, correct: Tensor, fitted: int) -> Entry:
 @register("metric", "linear_probe")
 def linear_probe(e: Evidence) -> Entry | None:
     """Accuracy of a linear classifier (logistic regression) on the posterior means, fitted to the training split's."""
-    if e.train_mean is None or e.train_labels is None or e.labels is None:
+    if e.train_mean is None or e.train_labels is None or e.labels is None or e.train_labels.unique().numel() < 2:
         return None
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -315,6 +316,6 @@ def nearest_neighbour(e: Evidence) -> Entry | None:
     return _accuracy(e, torch.from_numpy(neighbour.predict(e.mean.float().numpy())) == e.labels, e.train_mean.shape[0])
 
 
-def mean_squared_error(decoded: nn.Module | Any, x: Tensor) -> Tensor:
+def mean_squared_error(decoded: Distribution, x: Tensor) -> Tensor:
     """Mean over the values of an example of (E[x|z] - x)^2, batch (S, B) of the distribution `decoded`."""
     return (decoded.mean - x).square().flatten(2).mean(2)

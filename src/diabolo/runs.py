@@ -106,7 +106,13 @@ class Journal:
     """An append-only file of JSON lines, flushed line by line."""
 
     def __init__(self, path: Path, keep: int | None = None) -> None:
-        """Open `path`; `keep` cuts it back to that many bytes first (resuming)."""
+        """Open `path`; `keep` cuts it back to that many bytes first (resuming).
+
+        Raises:
+            DataError: if the file is shorter than that.
+        """
+        if keep and (not path.is_file() or path.stat().st_size < keep):
+            raise DataError(f"{path} is shorter than the state says", "Rows are missing: it was cut or replaced.")
         self.file = path.open("ab")
         if keep is not None:
             self.file.truncate(keep)

@@ -352,11 +352,6 @@ def train(
     dataset = data if data is not None else data_module.load(config.data.name, config.data.params, access)
     _check(config, dataset)
     path = runs.create(config, out)
-    runs.write_json(path / "config.json", config.to_dict())
-    runs.write_json(
-        path / "env.json",
-        {**environment(where), "data": runs.describe_data(dataset), "source_hash": training_source_hash()},
-    )
     return _run(path, config, dataset, where, progress, resume=False)
 
 
@@ -395,6 +390,8 @@ def _run(
     path: Path, config: RunConfig, dataset: Dataset, device: torch.device, progress: Progress, *, resume: bool
 ) -> runs.Run:
     with _locked(path), _log_to(path / "log.txt"), own_randomness(device):
+        if not resume:
+            _describe(path, config, dataset, device)
         trainer = Trainer(config, dataset, path, device, progress)
         if resume:
             trainer.restore()
@@ -419,11 +416,18 @@ def _run(
             here = trainer.position
             trainer.journal.close()
             trainer.clock.close()
-            runs.write_json(
-                path / "status.json", {**status, "step": here.step, "epoch": min(here.epoch, config.train.epochs),
-                 "skipped": here.skipped},
-            )
+            status |= {"step": here.step, "epoch": min(here.epoch, config.train.epochs), "skipped": here.skipped}
+            runs.write_json(path / "status.json", status)
     return runs.Run(path)
+
+
+def _describe(path: Path, config: RunConfig, dataset: Dataset, device: torch.device) -> None:
+    """Say what the run is, once and first: whoever lost a race for the folder finds these files and leaves."""
+    if (path / "config.json").exists():
+        raise UsageError(f"{path} exists already", "A run is never overwritten.", "Choose another --out.")
+    runs.write_json(path / "config.json", config.to_dict())
+    data = {"data": runs.describe_data(dataset), "source_hash": training_source_hash()}
+    runs.write_json(path / "env.json", {**environment(device), **data})
 
 
 def _check(config: RunConfig, dataset: Dataset) -> None:

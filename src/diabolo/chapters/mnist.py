@@ -10,13 +10,13 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from diabolo import data as data_module
 from diabolo import evaluation, runs, training
 from diabolo.chapters import mnist_notes
-from diabolo.config import RunConfig, resolve
+from diabolo.config import RunConfig, read_json, resolve
 from diabolo.data import Access, Dataset
 from diabolo.errors import DataError
 from diabolo.evaluation import Settings
@@ -75,7 +75,8 @@ def reproduce(
         DataError: if MNIST cannot be had.
         InterruptedRun: after SIGINT or SIGTERM; the same command goes on.
     """
-    began, progress, chosen, reused = time.monotonic(), progress or Progress(), PLANS[plan], []
+    began, progress, chosen = time.monotonic(), progress or Progress(), PLANS[plan]
+    reused: list[str] = []
     conventions = []
     for key, (preset, title) in CONVENTIONS.items():
         loading = time.monotonic()
@@ -169,7 +170,7 @@ def _evaluation_stands(run: runs.Run, dataset: Dataset, settings: Settings) -> b
     except (DataError, KeyError):
         return False
     expected = {
-        **json.loads(json.dumps(evaluation.asdict(settings))),
+        **json.loads(json.dumps(asdict(settings))),
         "data_hash": dataset.hash,
         "weights_sha256": runs.sha256(run.path / "weights.safetensors"),
         "source_hash": evaluation.evaluation_source_hash(),
@@ -231,6 +232,6 @@ def _fingerprint(everything: Sequence[runs.Run]) -> str:
 
 def _stamp(out: Path) -> str:
     try:
-        return str(runs.read_json(out / "report.json").get("fingerprint"))
+        return str(read_json(out / "report.json").get("fingerprint"))
     except DataError:
         return ""

@@ -38,7 +38,10 @@ def digits(access: Access, binarize: bool = False, validation: int = 200) -> Dat
     cut = rest - validation
     return Dataset(
         spec=DataSpec(
-            name="digits", shape=(1, 8, 8), values="binary" if binarize else "grey", classes=tuple("0123456789"),
+            name="digits",
+            shape=(1, 8, 8),
+            values="binary" if binarize else "grey",
+            classes=tuple("0123456789"),
             examples=cut,
         ),
         train=Split("train", values[:cut], labels[:cut]),

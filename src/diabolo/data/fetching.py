@@ -184,7 +184,10 @@ def _download(url: str, file: File, temporary: str, stall: float) -> Path:
     try:
         return Path(
             pooch.retrieve(
-                url, known_hash=f"sha256:{file.gz_sha256}", fname=f"{file.name}.gz", path=temporary,
+                url,
+                known_hash=f"sha256:{file.gz_sha256}",
+                fname=f"{file.name}.gz",
+                path=temporary,
                 downloader=_Watched(file.gz_size, stall),
             )
         )
@@ -199,8 +202,12 @@ def _download(url: str, file: File, temporary: str, stall: float) -> Path:
 def _cause(error: BaseException) -> str:
     text = str(error)
     known = {
-        "resolve": "the name cannot be resolved", "refused": "connection refused", "unreachable": "network unreachable",
-        "timed out": "timed out", "certificate": "the certificate is not trusted", "proxy": "the proxy refuses",
+        "resolve": "the name cannot be resolved",
+        "refused": "connection refused",
+        "unreachable": "network unreachable",
+        "timed out": "timed out",
+        "certificate": "the certificate is not trusted",
+        "proxy": "the proxy refuses",
     }
     return next((plain for word, plain in known.items() if word in text.lower()), text[:160])
 
@@ -293,8 +300,15 @@ def pack_command(npm: str, package: Package, destination: str) -> list[str]:
 def _run_npm(command: list[str], folder: str) -> None:
     try:
         done = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8",
-            errors="replace", timeout=_NPM_SECONDS, check=False,
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_NPM_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise Failed(f"npm did not finish within {_NPM_SECONDS:g} s") from error

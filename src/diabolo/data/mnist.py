@@ -43,8 +43,11 @@ def idx_dataset(
     cut = count - validation
     return Dataset(
         spec=DataSpec(
-            name=collection.name, shape=(1, *collection.files[0].shape[1:]), values="binary" if binarize else "grey",
-            classes=classes, examples=cut,
+            name=collection.name,
+            shape=(1, *collection.files[0].shape[1:]),
+            values="binary" if binarize else "grey",
+            classes=classes,
+            examples=cut,
         ),
         train=Split("train", images[:cut].unsqueeze(1), labels[:cut].long()),
         validation=Split("validation", images[cut:].unsqueeze(1), labels[cut:].long()) if validation else None,

@@ -77,10 +77,16 @@ def from_tensor(
     splits = {key: _part(key, reading.values, numbers, index) for key, index in parts.items()}
     return Dataset(
         spec=DataSpec(
-            name=name, shape=tuple(array.shape[1:]), values="binary" if binarize else reading.kind, classes=classes,
+            name=name,
+            shape=tuple(array.shape[1:]),
+            values="binary" if binarize else reading.kind,
+            classes=classes,
             examples=len(parts["train"]),
         ),
-        train=splits["train"], test=splits["test"], validation=splits.get("validation"), binarize=binarize,
+        train=splits["train"],
+        test=splits["test"],
+        validation=splits.get("validation"),
+        binarize=binarize,
         hashes=_hashes(reading.values, numbers),
         note="; ".join(part for part in (shape_note, reading.note) if part),
     )
@@ -161,7 +167,8 @@ def _binarized(reading: _Reading) -> _Reading:
         if float((scaled - scaled.round()).abs().max()) > _LEVEL_TOLERANCE * 255:
             raise UsageError(
                 "binarize draws pixels from 256 grey levels, and these values are not multiples of 1/255",
-                f"Here: {reading.note}.", "Pass uint8 levels, (255 * x).round() for instance.",
+                f"Here: {reading.note}.",
+                "Pass uint8 levels, (255 * x).round() for instance.",
             )
         values = scaled.round().to(torch.uint8)
     return _Reading(values, "binary", f"{reading.note}; drawn as Bernoulli(k/255)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class GreyBernoulli(Bernoulli):
     Reference: Loaiza-Ganem & Cunningham, The continuous Bernoulli (2019), arXiv:1907.06845.
     """
 
-    support = constraints.unit_interval
+    support = constraints.unit_interval  # type: ignore[assignment]
 
 
 def float32(t: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def float32(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
 
 
-def diagonal_normal(loc: Tensor, scale: Tensor, event_dim: int) -> Independent:
+def diagonal_normal(loc: Tensor, scale: Tensor, event_dim: int) -> Distribution:
     """Normal(loc, scale^2) with independent coordinates, the last `event_dim` dimensions being one event."""
     return Independent(Normal(loc, scale), event_dim)
 
@@ -57,8 +58,8 @@ def _(p: Normal, temperature: float) -> Distribution:
     return Normal(p.loc, p.scale * temperature)
 
 
-@_temper.register
-def _(p: Independent, temperature: float) -> Distribution:
+@_temper.register(Independent)
+def _(p: Any, temperature: float) -> Distribution:
     return Independent(temper(p.base_dist, temperature), p.reinterpreted_batch_ndims)
 
 
@@ -90,8 +91,8 @@ def _(q: Normal, samples: int, seeds: Sequence[int]) -> Tensor:
     return q.loc + q.scale * torch.stack(noise, 1).to(q.loc.device)
 
 
-@keyed_sample.register
-def _(q: Independent, samples: int, seeds: Sequence[int]) -> Tensor:
+@keyed_sample.register(Independent)
+def _(q: Any, samples: int, seeds: Sequence[int]) -> Tensor:
     return keyed_sample(q.base_dist, samples, seeds)
 
 

@@ -74,5 +74,5 @@ class MLP(nn.Module):
         return [linear[0].in_features, *(layer.out_features for layer in linear)]
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.layers(x.flatten(1))
-        return h.unflatten(1, self.out_shape)  # (B, *out_shape)
+        h: Tensor = self.layers(x.flatten(1)).unflatten(1, self.out_shape)
+        return h  # (B, *out_shape)
