@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from diabolo import data as data_module
@@ -34,22 +30,12 @@ from diabolo.models.distributions import unchecked
 from diabolo.models.objectives import Objective, Terms
 from diabolo.progress import Progress
 from diabolo.seeds import fold
+from diabolo.session import InterruptedRun, locked, logged_to, stopped_by_signals
 
 logger = logging.getLogger("diabolo")
 
 #: So many non-finite steps in a row end a run.
 PATIENCE = 10
-
-
-class InterruptedRun(DiaboloError):
-    """The run was asked to stop; it saved its state first (exit code 130 or 143)."""
-
-    def __init__(self, run: Path, exit_code: int) -> None:
-        super().__init__(
-            f"interrupted: everything up to the last step is saved in {run}",
-            remedy=f"Go on with: diabolo train --resume {run}",
-        )
-        self.exit_code = exit_code
 
 
 class Step(nn.Module):
@@ -223,7 +209,9 @@ class Trainer:
         if curve:
             self.journal.append(curve)
         self._keep(curve)
-        self.progress.say(self._news(row, curve, seconds))
+        news = self._news(row, curve, seconds)
+        logger.info(news)
+        self.progress.say(news)
         here.epoch, here.batch, here.examples, here.sums = here.epoch + 1, 0, 0, {}
         if not self.config.train.checkpoint_every or here.epoch > self.config.train.epochs:
             self.save()
@@ -389,7 +377,7 @@ def training_source_hash() -> str:
 def _run(
     path: Path, config: RunConfig, dataset: Dataset, device: torch.device, progress: Progress, *, resume: bool
 ) -> runs.Run:
-    with _locked(path), _log_to(path / "log.txt"), own_randomness(device):
+    with locked(path), logged_to(path / "log.txt"), own_randomness(device):
         if not resume:
             _describe(path, config, dataset, device)
         trainer = Trainer(config, dataset, path, device, progress)
@@ -401,12 +389,13 @@ def _run(
         status: dict[str, Any] = {"state": "running", "exit_code": None}
         runs.write_json(path / "status.json", status)
         try:
-            with _signals(trainer):
+            with stopped_by_signals(trainer):
                 trainer.run()
             status = {"state": "finished", "exit_code": 0, "best_epoch": trainer.position.best_epoch or None}
         except DiaboloError as error:
             state = {DivergedError: "diverged", InterruptedRun: "interrupted"}.get(type(error), "failed")
             status = {"state": state, "exit_code": error.exit_code, "reason": str(error)}
+            logger.info("%s", error)
             raise
         except BaseException as error:
             status = {"state": "failed", "exit_code": 1, "reason": repr(error)}
@@ -439,56 +428,3 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
         )
     with torch.device("meta"):  # shapes alone, before a run directory is made
         build_model(config.model.to_dict(), dataset.spec)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UsageError(
-            f"another process is working on {path}", remedy="Wait for it, or choose another --out."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handler.setLevel(logging.INFO)
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(min(before or logging.INFO, logging.INFO))
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
-        handler.close()
-
-
-@contextmanager
-def _signals(trainer: Trainer) -> Iterator[None]:
-    """SIGINT and SIGTERM stop at the end of the step; a second SIGINT stops at once. Only the main thread may listen."""
-    if threading.current_thread() is not threading.main_thread():
-        with nullcontext():
-            yield
-        return
-
-    def listen(number: int, frame: FrameType | None) -> None:
-        if trainer.stop_code and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        trainer.stop_code = 128 + number
-
-    watched: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, listen) for number in watched}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

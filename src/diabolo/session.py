@@ -1,0 +1,92 @@
+"""What surrounds a run while a process works on it: the lock, the log, the signals that stop it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+
+from diabolo.errors import DiaboloError, UsageError
+
+logger = logging.getLogger("diabolo")
+
+
+class InterruptedRun(DiaboloError):
+    """The run was asked to stop; it saved its state first (exit code 130 or 143)."""
+
+    def __init__(self, run: Path, exit_code: int) -> None:
+        super().__init__(
+            f"interrupted: everything up to the last step is saved in {run}",
+            remedy=f"Go on with: diabolo train --resume {run}",
+        )
+        self.exit_code = exit_code
+
+
+class Stoppable(Protocol):
+    """Something that looks at `stop_code` between steps; 0 means go on."""
+
+    stop_code: int
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the run's lock, which the system drops with the process.
+
+    Raises:
+        UsageError: if another process holds it.
+    """
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(
+            f"another process is working on {path}", remedy="Wait for it, or choose another --out."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Keep a copy of what is said, tracebacks included, in `path`."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setLevel(logging.INFO)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(before or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()
+
+
+@contextmanager
+def stopped_by_signals(work: Stoppable) -> Iterator[None]:
+    """SIGINT and SIGTERM ask `work` to stop after its step; a second SIGINT stops at once. Only the main thread may listen."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def listen(number: int, frame: FrameType | None) -> None:
+        if work.stop_code and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        work.stop_code = 128 + number
+
+    before = {number: signal.signal(number, listen) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
