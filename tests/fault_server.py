@@ -138,8 +138,10 @@ def tiny() -> tuple[Collection, dict[str, bytes]]:
     """A collection of four small IDX files, without mirrors or package, and their decoded content."""
     contents, files = {}, []
     for name, split, shape in (
-        ("train-images-idx3-ubyte", "train", (40, 5, 5)), ("train-labels-idx1-ubyte", "train", (40,)),
-        ("t10k-images-idx3-ubyte", "test", (10, 5, 5)), ("t10k-labels-idx1-ubyte", "test", (10,)),
+        ("train-images-idx3-ubyte", "train", (40, 5, 5)),
+        ("train-labels-idx1-ubyte", "train", (40,)),
+        ("t10k-images-idx3-ubyte", "test", (10, 5, 5)),
+        ("t10k-labels-idx1-ubyte", "test", (10,)),
     ):
         body = idx(shape, len(files))
         zipped = gzip.compress(body, mtime=0)

@@ -23,8 +23,12 @@ def model_config(latent: int = 3, likelihood: str = "gaussian", **network: Any) 
     """The `model` section of a configuration; `network` are the parameters of both networks."""
     net = {"name": "mlp", **network}
     return {
-        "latent": latent, "encoder": net, "posterior": {"name": "gaussian"}, "prior": {"name": "standard_normal"},
-        "decoder": net, "likelihood": {"name": likelihood},
+        "latent": latent,
+        "encoder": net,
+        "posterior": {"name": "gaussian"},
+        "prior": {"name": "standard_normal"},
+        "decoder": net,
+        "likelihood": {"name": likelihood},
     }
 
 
@@ -56,7 +60,7 @@ def linear_model(dimensions: int, shift: float = 0.0, spread: float = 1.0) -> Au
     model = build_model(model_config(depth=0), spec).double()
     weight, bias = loading_matrix(dimensions)
     variance = posterior_variance()
-    towards = variance[:, None] * weight.T / SIGMA**2                       # mu = towards (x - b)
+    towards = variance[:, None] * weight.T / SIGMA**2  # mu = towards (x - b)
     encoder, decoder = model.encoder.layers[-1], model.decoder.layers[-1]
     with torch.no_grad():
         encoder.weight.copy_(torch.cat([towards, torch.zeros_like(towards)]))
@@ -94,7 +98,12 @@ def sigmas(draws: Tensor, truth: float | Tensor = 0.0) -> float:
 
 
 def tiny_images(
-    count: int = 40, shape: tuple[int, ...] = (1, 4, 4), *, binarize: bool = False, labels: bool = True, seed: int = 0,
+    count: int = 40,
+    shape: tuple[int, ...] = (1, 4, 4),
+    *,
+    binarize: bool = False,
+    labels: bool = True,
+    seed: int = 0,
 ) -> Dataset:
     """A data set of uint8 images, four classes that differ in brightness; a fifth for validation, a fifth for test."""
     generator = torch.Generator().manual_seed(seed)

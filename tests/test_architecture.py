@@ -147,8 +147,20 @@ def test_only_the_command_line_prints(path):
 
 
 FORBIDDEN = {
-    "eval", "exec", "compile", "__import__", "torch.load", "torch.save", "np.load", "numpy.load", "os.system", "os.popen",
-    "pickle.load", "pickle.loads", "yaml.load", "shutil.unpack_archive",
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "torch.load",
+    "torch.save",
+    "np.load",
+    "numpy.load",
+    "os.system",
+    "os.popen",
+    "pickle.load",
+    "pickle.loads",
+    "yaml.load",
+    "shutil.unpack_archive",
 }
 
 
@@ -340,7 +352,8 @@ def test_the_checks_let_binary_files_and_type_checking_imports_pass(tmp_path):
     path = tmp_path / "fine.py"
     path.write_text(
         "'''doc'''\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from diabolo.data.spec import DataSpec\n"
-        "path.open('rb')\nopen('x', 'wb')\npath.open('w', encoding='utf-8')\n", encoding="utf-8",
+        "path.open('rb')\nopen('x', 'wb')\npath.open('w', encoding='utf-8')\n",
+        encoding="utf-8",
     )
     test_text_is_read_and_written_as_utf8(path)
     test_models_import_torch_the_standard_library_and_the_registry(path)

@@ -32,16 +32,30 @@ IWAE = {"name": "iwae", "samples": 8, "gradient": "total"}
 PINNED = Path(__file__).parent / "presets_resolved.json"
 #: Values of the wrong type, by annotation, as text from the command line.
 WRONG_TYPE = {
-    "int": ["half", "1.5", "", "true", "1e3", "9" * 5000], "float": ["half", "", "true", "nan", "inf", "1e999"],
-    "bool": ["1", "yes", ""], "float | None": ["half", "", "nan"],
+    "int": ["half", "1.5", "", "true", "1e3", "9" * 5000],
+    "float": ["half", "", "true", "nan", "inf", "1e999"],
+    "bool": ["1", "yes", ""],
+    "float | None": ["half", "", "nan"],
 }
 #: Values of the right type that no run can be made with.
 OUT_OF_RANGE = {
-    "model.latent": ["0", "-1"], "model.encoder.width": ["0"], "model.decoder.width": ["-3"],
-    "model.encoder.depth": ["-1"], "model.decoder.depth": ["-1"], "objective.beta": ["-0.1"],
-    "objective.warmup_steps": ["-1"], "train.epochs": ["0"], "train.batch": ["0"], "train.lr": ["0", "-1"],
-    "train.clip": ["0"], "train.ema": ["-0.1", "1", "2"], "train.log_every": ["0"], "train.checkpoint_every": ["-1"],
-    "seed": ["-1"], "data.validation": ["-1"], "model.likelihood.scale": ["0", "-2"],
+    "model.latent": ["0", "-1"],
+    "model.encoder.width": ["0"],
+    "model.decoder.width": ["-3"],
+    "model.encoder.depth": ["-1"],
+    "model.decoder.depth": ["-1"],
+    "objective.beta": ["-0.1"],
+    "objective.warmup_steps": ["-1"],
+    "train.epochs": ["0"],
+    "train.batch": ["0"],
+    "train.lr": ["0", "-1"],
+    "train.clip": ["0"],
+    "train.ema": ["-0.1", "1", "2"],
+    "train.log_every": ["0"],
+    "train.checkpoint_every": ["-1"],
+    "seed": ["-1"],
+    "data.validation": ["-1"],
+    "model.likelihood.scale": ["0", "-2"],
 }
 
 
@@ -98,8 +112,11 @@ def test_every_value_has_an_origin(preset):
 
 
 def test_a_component_s_name_can_come_after_its_parameters():
-    for overrides in (["objective=iwae", "objective.samples=3"], ["objective.samples=3", "objective=iwae"],
-                      ["objective.samples=3", "objective.name=iwae"]):
+    for overrides in (
+        ["objective=iwae", "objective.samples=3"],
+        ["objective.samples=3", "objective=iwae"],
+        ["objective.samples=3", "objective.name=iwae"],
+    ):
         found = resolve("vae", overrides).config.objective
         assert (found.name, found.params["samples"], found.params["gradient"]) == ("iwae", 3, "total")
 
@@ -179,7 +196,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_path(key):
 
 @pytest.mark.parametrize("key", [key for key in SETTINGS if parameter_of(key).type in {"int", "float", "float | None"}])
 def test_a_value_out_of_range_is_refused_with_its_path(key):
-    if key.endswith(".slope"):                                      # any finite slope makes a function
+    if key.endswith(".slope"):  # any finite slope makes a function
         assert resolve("vae", [f"{key}=-0.5"])
         return
     for value in OUT_OF_RANGE[key]:
@@ -200,9 +217,9 @@ def test_an_unknown_component_is_refused_with_its_path_and_the_accepted_names(co
 def one_letter_typos(word: str) -> list[str]:
     """Deletions, swaps of neighbours, replacements and doublings, at every position."""
     cuts = range(len(word))
-    deleted = [word[:i] + word[i + 1:] for i in cuts]
-    swapped = [word[:i] + word[i + 1] + word[i] + word[i + 2:] for i in cuts if i + 1 < len(word)]
-    replaced = [word[:i] + letter + word[i + 1:] for i in cuts for letter in "xq"]
+    deleted = [word[:i] + word[i + 1 :] for i in cuts]
+    swapped = [word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in cuts if i + 1 < len(word)]
+    replaced = [word[:i] + letter + word[i + 1 :] for i in cuts for letter in "xq"]
     doubled = [word[:i] + word[i] + word[i:] for i in cuts]
     return [typo for typo in {*deleted, *swapped, *replaced, *doubled} if typo and typo != word]
 
@@ -255,15 +272,25 @@ def test_an_override_without_a_sign_is_refused(text):
         resolve("vae", [text])
 
 
-@pytest.mark.parametrize(("change", "path"), [
-    ({"train": {"epochs": "5"}}, "train.epochs"), ({"train": {"epochs": 5.5}}, "train.epochs"), ({"seed": True}, "seed"),
-    ({"train": {"lr": "fast"}}, "train.lr"), ({"train": {"nope": 1}}, "train.nope"),
-    ({"data": {"name": "digits", "binarize": 1}}, "data.binarize"),
-    ({"train": {"lr": float("nan")}}, "train.lr"), ({"train": {"lr": 10**400}}, "train.lr"), ({"model": 3}, "model"),
-    ({"objective": {"name": "nope"}}, "objective"), ({"objective": {"name": 3}}, "objective"),
-    ({"train": {"keep": "worst"}}, "train.keep"),
-    ({"train": {"epochs": None}}, "train.epochs"), ({"train": {"epochs": [1]}}, "train.epochs"),
-])
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"train": {"epochs": "5"}}, "train.epochs"),
+        ({"train": {"epochs": 5.5}}, "train.epochs"),
+        ({"seed": True}, "seed"),
+        ({"train": {"lr": "fast"}}, "train.lr"),
+        ({"train": {"nope": 1}}, "train.nope"),
+        ({"data": {"name": "digits", "binarize": 1}}, "data.binarize"),
+        ({"train": {"lr": float("nan")}}, "train.lr"),
+        ({"train": {"lr": 10**400}}, "train.lr"),
+        ({"model": 3}, "model"),
+        ({"objective": {"name": "nope"}}, "objective"),
+        ({"objective": {"name": 3}}, "objective"),
+        ({"train": {"keep": "worst"}}, "train.keep"),
+        ({"train": {"epochs": None}}, "train.epochs"),
+        ({"train": {"epochs": [1]}}, "train.epochs"),
+    ],
+)
 def test_a_saved_configuration_with_a_wrong_value_is_refused(change, path):
     saved = {**resolve("vae").config.to_dict(), **change}
     with pytest.raises(UsageError) as caught:
@@ -392,5 +419,7 @@ raise SystemExit(f"imported: {heavy}" if heavy else 0)
 
 
 def test_configuring_and_refusing_import_nothing_heavy():
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, encoding="utf-8", timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH], capture_output=True, encoding="utf-8", timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr

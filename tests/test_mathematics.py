@@ -84,8 +84,8 @@ def test_elbo_and_importance_sampling_are_log_p_when_the_posterior_is_exact(dime
     truth = log_p_woodbury(x)
     log_w = importance_log_weights(model, x, range(8), 100, seed=3)
     torch.testing.assert_close(log_w, truth.expand(100, 8), rtol=0, atol=1e-10)
-    torch.testing.assert_close(log_w.mean(0), truth, rtol=0, atol=1e-10)                        # ELBO
-    torch.testing.assert_close(log_mean_exp(log_w), truth, rtol=0, atol=1e-10)                  # importance sampling
+    torch.testing.assert_close(log_w.mean(0), truth, rtol=0, atol=1e-10)  # ELBO
+    torch.testing.assert_close(log_mean_exp(log_w), truth, rtol=0, atol=1e-10)  # importance sampling
     torch.testing.assert_close(-IWAE(samples=5)(model, x)["loss"], truth, rtol=0, atol=1e-10)
     torch.testing.assert_close(effective_sample_size(log_w), torch.full((8,), 100.0).double(), rtol=1e-9, atol=0)
 
@@ -167,8 +167,11 @@ def test_leaky_relu(slope):
 
 
 ACTIVATIONS = {
-    "relu": lambda a: max(a, 0.0), "leaky_relu": lambda a: max(a, 0.0) + 0.01 * min(a, 0.0), "tanh": math.tanh,
-    "sigmoid": lambda a: 1 / (1 + math.exp(-a)), "silu": lambda a: a / (1 + math.exp(-a)),
+    "relu": lambda a: max(a, 0.0),
+    "leaky_relu": lambda a: max(a, 0.0) + 0.01 * min(a, 0.0),
+    "tanh": math.tanh,
+    "sigmoid": lambda a: 1 / (1 + math.exp(-a)),
+    "silu": lambda a: a / (1 + math.exp(-a)),
 }
 
 
@@ -184,7 +187,8 @@ def test_mlp_is_what_its_equation_says(name):
 
 
 @pytest.mark.parametrize(
-    ("width", "latent", "parameters"), [(400, 20, 973_624), (200, 20, 407_224), (400, 10, 961_604)],
+    ("width", "latent", "parameters"),
+    [(400, 20, 973_624), (200, 20, 407_224), (400, 10, 961_604)],
 )
 def test_parameter_counts_of_the_articles_models(width, latent, parameters):
     spec = DataSpec(name="mnist", shape=(1, 28, 28), values="grey")
@@ -324,7 +328,7 @@ def test_bernoulli_refuses_grey_levels_outside_a_training_step():
     with pytest.raises(RuntimeError, match="inside"), unchecked():
         p(params).log_prob(grey)
         raise RuntimeError("inside")
-    with pytest.raises(ValueError, match="support"):                # the checks are back, whatever happened inside
+    with pytest.raises(ValueError, match="support"):  # the checks are back, whatever happened inside
         p(params).log_prob(grey)
 
 
@@ -336,7 +340,7 @@ def test_relaxed_bernoulli_refuses_values_outside_the_unit_interval():
 def test_gaussian_keeps_its_constants_and_learns_its_scale():
     """log p = -SSE / (2 s^2) - D/2 log(2 pi s^2); the best scale of a residual is its root mean square."""
     x, mean = torch.randn(5, 4, dtype=torch.float64), torch.randn(1, 5, 4, dtype=torch.float64)
-    for scale, precision in ((1.0, 1e-12), (0.25, 1e-7)):           # log 1 is exact in the float32 that holds it
+    for scale, precision in ((1.0, 1e-12), (0.25, 1e-7)):  # log 1 is exact in the float32 that holds it
         fixed = registry.build("likelihood", "gaussian", scale=scale).double()
         known = -(x - mean).square().sum(2) / (2 * scale**2) - 2 * math.log(2 * math.pi * scale**2)
         torch.testing.assert_close(fixed(mean).log_prob(x), known, rtol=precision, atol=0)
@@ -474,7 +478,7 @@ def test_dreg_and_total_gradients_agree_in_the_mean_and_dreg_varies_less():
     )
     se = torch.sqrt(total.var(0) / 400 + dreg.var(0) / 400)
     assert ((total.mean(0) - dreg.mean(0)).abs() < SIGMAS * se).all()
-    assert (total.mean(0).abs() > SIGMAS * se).any()                # there is a gradient to agree on
+    assert (total.mean(0).abs() > SIGMAS * se).any()  # there is a gradient to agree on
     assert dreg.var(0).sum() < 0.8 * total.var(0).sum()
     same = [gradients(model, IWAE(8, kind), x, 5, "decoder") for kind in ("total", "dreg")]
     torch.testing.assert_close(*same, rtol=1e-12, atol=1e-15)
@@ -525,7 +529,7 @@ def test_log_mean_exp_known_answers_and_no_overflow():
 
 def test_blocked_log_mean_exp():
     w = torch.tensor([1.0, 3.0, 2.0, 8.0, 999.0], dtype=torch.float64)[:, None]
-    two_blocks = (math.log(2) + math.log(5)) / 2                    # the rest is left out
+    two_blocks = (math.log(2) + math.log(5)) / 2  # the rest is left out
     assert blocked_log_mean_exp(w.log(), 2).item() == pytest.approx(two_blocks)
     assert blocked_log_mean_exp(w.log(), 1).item() == pytest.approx(w.log().mean().item())
     torch.testing.assert_close(blocked_log_mean_exp(w.log(), 5), log_mean_exp(w.log()))
@@ -581,7 +585,7 @@ def test_stratified_properties(data):
     if given_labels is not None:
         there, taken = torch.bincount(labels, minlength=4), torch.bincount(labels[index], minlength=4)
         assert (taken <= there).all()
-        unfinished = taken < there                                  # only a class that is used up falls short of others
+        unfinished = taken < there  # only a class that is used up falls short of others
         assert not unfinished.any() or taken.max() - taken[unfinished].min() <= 1
 
 
@@ -648,7 +652,7 @@ def test_linear_vae_trained_by_the_shipped_trainer_reaches_probabilistic_pca(tmp
     with torch.no_grad():
         elbo = linear_elbo(model, x).mean().item()
         weight = model.decoder.layers[-1].weight
-    assert elbo <= best + 1e-9                                      # no linear model is better than the maximum
+    assert elbo <= best + 1e-9  # no linear model is better than the maximum
     assert (best - elbo) / 16 < 0.01
     cosines = torch.linalg.svdvals(torch.linalg.qr(weight)[0].T @ axes)
     assert math.degrees(math.acos(min(1.0, cosines.min().item()))) < 1

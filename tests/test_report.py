@@ -88,24 +88,48 @@ def make_fake_run(folder, name, *, normalised, width=400, latent=20, seed=0, n=2
     gap_mean, gap_se = _moments(gap)
     evaluation = {
         "about": {
-            "schema": 1, "split": "test", "n": n, "data": "mnist", "data_hash": "d" * 64,
-            "draw_hash": "e" * 64 if normalised else None, "values": "binary" if normalised else "grey",
-            "likelihood": "bernoulli" if normalised else "bernoulli_relaxed", "normalised": normalised, "k": 1000,
-            "images": subset, "elbo_samples": 10, "seed": 0, "entropy_floor": None if normalised else 45.53,
-            "seconds": {"pass": 2.0, "importance": 7.5, "probes": 3.25}, "weights_sha256": "f" * 64,
+            "schema": 1,
+            "split": "test",
+            "n": n,
+            "data": "mnist",
+            "data_hash": "d" * 64,
+            "draw_hash": "e" * 64 if normalised else None,
+            "values": "binary" if normalised else "grey",
+            "likelihood": "bernoulli" if normalised else "bernoulli_relaxed",
+            "normalised": normalised,
+            "k": 1000,
+            "images": subset,
+            "elbo_samples": 10,
+            "seed": 0,
+            "entropy_floor": None if normalised else 45.53,
+            "seconds": {"pass": 2.0, "importance": 7.5, "probes": 3.25},
+            "weights_sha256": "f" * 64,
         },
         **scalar,
         "log_p": {
-            "value": scalar["elbo"]["value"] + gap_mean, "se": gap_se, "se_sampling": 0.27, "mc_se": 0.011, "n": subset,
-            "k": 1000, "unit": "nats/image", "gap": gap_mean, "plain_mean": plain, "plain_se": plain_se,
-            "ess_median": 61.2, "ess_min": 2.1, "bound": "lower bound in expectation", "split": "test",
+            "value": scalar["elbo"]["value"] + gap_mean,
+            "se": gap_se,
+            "se_sampling": 0.27,
+            "mc_se": 0.011,
+            "n": subset,
+            "k": 1000,
+            "unit": "nats/image",
+            "gap": gap_mean,
+            "plain_mean": plain,
+            "plain_se": plain_se,
+            "ess_median": 61.2,
+            "ess_min": 2.1,
+            "bound": "lower bound in expectation",
+            "split": "test",
         },
         "log_p_curve": {
             "points": [
                 {"k": k, "value": elbo + 5 * (1 - k**-0.4), "se": 2.6, "mc_se": 0.3 / math.sqrt(k)}
                 for k in (1, 10, 100, 1000, 5000)
             ],
-            "n": 40, "unit": "nats/image", "split": "test",
+            "n": 40,
+            "unit": "nats/image",
+            "split": "test",
         },
         "active_units": {"value": 12, "se": None, "unit": "latent dimensions", "of": latent, **split},
         "kl_per_dimension": {"values": [3.0 / (j + 1) for j in range(latent)], "unit": "nats/image", **split},
@@ -115,18 +139,31 @@ def make_fake_run(folder, name, *, normalised, width=400, latent=20, seed=0, n=2
     }
     network = {"name": "mlp", "width": width, "depth": 2, "activation": "relu"}
     config = {
-        "schema": 1, "data": {"name": "mnist", "binarize": normalised, "validation": 0},
+        "schema": 1,
+        "data": {"name": "mnist", "binarize": normalised, "validation": 0},
         "model": {
-            "latent": latent, "encoder": network, "posterior": {"name": "gaussian"}, "decoder": network,
-            "prior": {"name": "standard_normal"}, "likelihood": {"name": evaluation["about"]["likelihood"]},
+            "latent": latent,
+            "encoder": network,
+            "posterior": {"name": "gaussian"},
+            "decoder": network,
+            "prior": {"name": "standard_normal"},
+            "likelihood": {"name": evaluation["about"]["likelihood"]},
         },
-        "objective": {"name": "elbo", "beta": 1.0}, "train": {"epochs": 10, "batch": 128, "lr": 0.001}, "seed": 0,
+        "objective": {"name": "elbo", "beta": 1.0},
+        "train": {"epochs": 10, "batch": 128, "lr": 0.001},
+        "seed": 0,
         "preset": "mnist" if normalised else "mnist-grey",
     }
     env = {
-        "diabolo": "0.1.0", "python": "3.12.4", "torch": "2.13.0", "platform": "Linux", "processor": "a CPU",
+        "diabolo": "0.1.0",
+        "python": "3.12.4",
+        "torch": "2.13.0",
+        "platform": "Linux",
+        "processor": "a CPU",
         "data": {"hashes": {"train-images": "a" * 64, "test-images": "b" * 64}, "note": "as given"},
-        "cores": 2, "threads": 2, "device": "cpu",
+        "cores": 2,
+        "threads": 2,
+        "device": "cpu",
     }
     rows = []
     for epoch in range(1, 11):
@@ -134,8 +171,14 @@ def make_fake_run(folder, name, *, normalised, width=400, latent=20, seed=0, n=2
         for part, examples in (("train", 60000), ("test", 10000)):
             rate, distortion_now = 25 - 20 / epoch, 78 + 90 / epoch + (2 if part == "test" else 0)
             rows.append({
-                "step": 469 * epoch, "epoch": epoch, "split": part, "examples": examples, "loss": rate + distortion_now,
-                "distortion": distortion_now, "rate": rate, "auxiliary": 0.0,
+                "step": 469 * epoch,
+                "epoch": epoch,
+                "split": part,
+                "examples": examples,
+                "loss": rate + distortion_now,
+                "distortion": distortion_now,
+                "rate": rate,
+                "auxiliary": 0.0,
             })
     timing = [{"step": 469 * e, "epoch": e, "seconds": 2.4, "stage": "train"} for e in range(1, 11)]
     written = {"config": config, "env": env, "status": {"state": "finished"}, "evaluation": evaluation}
@@ -463,8 +506,13 @@ def test_parameter_counts_of_the_article():
     for (h, d), count in {(400, 20): 973_624, (200, 20): 407_224, (400, 10): 961_604}.items():
         assert mnist_notes.parameters(config(h, d)) == count
     assert report.layers(config(400, 20), 784) == [
-        ("data x", 784), ("encoder, relu", 400), ("encoder, relu", 400), ("latent z", 20),
-        ("decoder, relu", 400), ("decoder, relu", 400), ("mean of p(x|z)", 784),
+        ("data x", 784),
+        ("encoder, relu", 400),
+        ("encoder, relu", 400),
+        ("latent z", 20),
+        ("decoder, relu", 400),
+        ("decoder, relu", 400),
+        ("mean of p(x|z)", 784),
     ]
     convolutional = {"latent": 2, "encoder": {"name": "conv"}, "decoder": {"name": "conv"}}
     assert report.layers({"model": convolutional}, 784) is None

@@ -41,14 +41,29 @@ def main() -> int:
     if kept:
         print(f"keeping torch {kept}", flush=True)
     elif sys.platform == "linux" and shutil.which("nvidia-smi") is None:
-        print("no NVIDIA driver here: where pip finds no CPU build it takes torch with about 3 GB of CUDA libraries;", flush=True)
+        print(
+            "no NVIDIA driver here: where pip finds no CPU build it takes torch with about 3 GB of CUDA libraries;",
+            flush=True,
+        )
         print("README.md, 'Installation', says how to avoid them", flush=True)
     print("installing diabolo and its development tools (one or two minutes)", flush=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints(kept)), "--editable", ".[dev]"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--constraint",
+        str(constraints(kept)),
+        "--editable",
+        ".[dev]",
+    ]
     done = subprocess.run(command, cwd=ROOT, check=False)
     if done.returncode:
         print("error: the dependencies could not be installed; pip says why above", file=sys.stderr)
-        print("Without a network, or behind a proxy, set pip up first; then run the same command again.", file=sys.stderr)
+        print(
+            "Without a network, or behind a proxy, set pip up first; then run the same command again.", file=sys.stderr
+        )
     return done.returncode
 
 

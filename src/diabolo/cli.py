@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
-from rich.table import Table
 
 from diabolo import config as configuration
-from diabolo import registry
+from diabolo import listings, registry
 from diabolo.data.access import Access
-from diabolo.errors import DiaboloError, UsageError
+from diabolo.errors import DataError, DiaboloError, UsageError, did_you_mean
+from diabolo.listings import megabytes
 from diabolo.progress import Progress
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ def reproduce(
 ) -> int:
     """Run a chapter from data to report; finished parts are used again."""
     from diabolo.chapters import CHAPTERS
-    from diabolo.errors import did_you_mean
 
     if chapter is None:
         return _list_chapters(as_json)
@@ -96,9 +95,9 @@ def reproduce(
     about = CHAPTERS[chapter]
     out = out or Path("runs") / ("smoke" if smoke else "reproduce") / chapter
     cached = _is_cached(chapter, options.access())
-    fetched = "nothing: the data are in the cache" if cached else _megabytes(about.download)
+    fetched = "nothing: the data are in the cache" if cached else megabytes(about.download)
     _say(f"{chapter}: {about.title}")
-    _say(f"  downloads {fetched}; uses {_megabytes(about.disk)} of disk for data and runs; writes to {out}")
+    _say(f"  downloads {fetched}; uses {megabytes(about.disk)} of disk for data and runs; writes to {out}")
     module = importlib.import_module(f"diabolo.chapters.{chapter}")
     with _progress() as progress:
         result = module.reproduce(
@@ -252,22 +251,7 @@ def list_(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
     if as_json:
         print(json.dumps({"presets": presets, "components": {slot: registry.names(slot) for slot in registry.SLOTS}}))
         return 0
-    table = Table(
-        "preset", "what", "data", "parts", "reference", "expected", box=None, header_style="bold", padding=(0, 1)
-    )
-    for name, preset in presets.items():
-        model, about = preset["model"], preset["about"]
-        parts = " | ".join([
-            model["encoder"]["name"],
-            model["posterior"]["name"],
-            model["prior"]["name"],
-            model["likelihood"]["name"],
-            preset["objective"]["name"],
-        ])
-        table.add_row(
-            name, about["summary"], preset["data"]["name"], parts, about["reference"], about["expected"] or "-"
-        )
-    _out().print(table)
+    _out().print(listings.preset_table(presets))
     print()
     for slot in registry.SLOTS:
         print(f"{slot:11} {', '.join(registry.names(slot))}")
@@ -281,11 +265,7 @@ def config_(preset: str, *overrides: Override, as_json: Annotated[bool, Paramete
     if as_json:
         print(json.dumps(resolved.config.to_dict(), indent=1))
         return 0
-    flat = configuration.flatten(resolved.config.to_dict())
-    table = Table("key", "value", "from", box=None, header_style="bold", padding=(0, 1))
-    for path, origin in resolved.origins.items():
-        table.add_row(path.removesuffix(".name"), _plain(flat[path]), origin)
-    _out().print(table)
+    _out().print(listings.config_table(resolved, configuration.flatten(resolved.config.to_dict())))
     return 0
 
 
@@ -326,20 +306,7 @@ def data_list(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> 
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return 0
-    table = Table(
-        "data set", "what", "download", "on disk", "cached", "sources", box=None, header_style="bold", padding=(0, 1)
-    )
-    for row in rows:
-        here = "-" if row.cached is None else "yes" if row.cached else "no"
-        table.add_row(
-            row.name,
-            row.what,
-            _megabytes(row.download) if row.download else "none",
-            _megabytes(row.bytes) if row.bytes else "-",
-            here,
-            ", ".join(row.sources) or "built in",
-        )
-    _out().print(table)
+    _out().print(listings.data_table(rows))
     return 0
 
 
@@ -412,8 +379,6 @@ def _import(module: str) -> None:
 
 def _existing_run(path: Path) -> None:
     """Refuse a wrong path before torch is imported."""
-    from diabolo.errors import DataError
-
     if not (path / "config.json").is_file():
         raise DataError(
             f"{path} is no run", "A run is a folder with a config.json.", "Make one with: diabolo train vae"
@@ -440,57 +405,10 @@ def _report(run: Run, options: DataOptions) -> Path:
 
 
 def _print_evaluations(finished: Sequence[Run]) -> None:
-    """One table for each likelihood: numbers of different families are never set side by side."""
-    groups: dict[tuple[str, ...], list[tuple[Run, dict[str, Any]]]] = {}
-    for run in finished:
-        result = run.evaluation()
-        about = result["about"]
-        label = "" if about["normalised"] else ", unnormalised"
-        key: tuple[str, ...] = (
-            about["data"],
-            about["split"],
-            about["values"],
-            about["likelihood"] + label,
-            f"n = {about['n']:,}",
-        )
-        groups.setdefault(key, []).append((run, result))
-    for key, members in groups.items():
-        print("data {}, {} split, {} values, likelihood {}, {}".format(*key))
-        table = Table(
-            "run",
-            "ELBO",
-            "log p(x), IS",
-            "gap",
-            "KL",
-            "MSE, z = mu",
-            "MSE, z drawn",
-            "active",
-            box=None,
-            header_style="bold",
-            padding=(0, 1),
-        )
-        for run, result in members:
-            table.add_row(run.name, *_cells(result))
+    for heading, table, numbers in listings.evaluation_tables(finished):
+        print(heading)
         _out().print(table)
-        unit, log_p = members[0][1]["elbo"]["unit"], members[0][1]["log_p"]
-        print(f"  {unit}, value +- standard error; log p(x): K = {log_p['k']:,} on n = {log_p['n']:,}; MSE per pixel")
-        print()
-
-
-def _cells(result: dict[str, Any]) -> list[str]:
-    def shown(name: str, digits: int) -> str:
-        return f"{result[name]['value']:.{digits}f} +- {result[name]['se']:.{digits}f}"
-
-    log_p = result["log_p"]
-    return [
-        shown("elbo", 2),
-        shown("log_p", 2),
-        f"{log_p['gap']:.2f} +- {log_p['gap_se']:.2f}",
-        shown("kl", 2),
-        shown("mse_mean", 4),
-        shown("mse_sample", 4),
-        f"{result['active_units']['value']}/{result['active_units']['of']}",
-    ]
+        print(f"  {numbers}\n")
 
 
 def _list_chapters(as_json: bool) -> int:
@@ -503,7 +421,7 @@ def _list_chapters(as_json: bool) -> int:
         return 0
     for chapter in CHAPTERS.values():
         print(f"{chapter.name:10} {chapter.title}")
-        size = f"download {_megabytes(chapter.download)}, disk {_megabytes(chapter.disk)}"
+        size = f"download {megabytes(chapter.download)}, disk {megabytes(chapter.disk)}"
         print(f"{'':10} {size}, took {chapter.seconds / 60:.1f} min on {chapter.machine}")
     print("Run one with: diabolo reproduce NAME")
     return 0
@@ -513,14 +431,6 @@ def _is_cached(name: str, access: Access) -> bool:
     from diabolo.data import manage
 
     return any(row.name == name and row.cached for row in manage.describe(access))
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
-
-
-def _plain(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _out() -> Console:

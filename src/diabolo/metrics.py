@@ -198,22 +198,22 @@ def log_p(e: Evidence) -> Entry | None:
 
     .. math:: \log \hat p(x) = \log \frac1K \sum_k \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
 
-    A lower bound in expectation that rises with K. `se` is the gap's: how well the mean over this split is known;
-    `se_sampling` adds the spread over images: how well the mean over all possible images is. `mc_se` is the draws' share.
+    A lower bound in expectation that rises with K. `se` is the gap's, how well the mean over this split is known; where all
+    images are sampled it is over images, as the bound's. `se_sampling` is over images in both cases, by the two-phase formula
+    S^2(log p) / N + (1/n - 1/N) S^2(gap). `mc_se` is the draws' share.
 
     Reference: Burda et al. (2016), arXiv:1509.00519, section 5.
     """
     if e.log_p is None or e.index is None or e.log_p_variance is None or e.ess is None:
         return None
-    complete = e.log_p.numel() == e.elbo.numel()
+    share = e.log_p.numel() / e.elbo.numel()
     gap, gap_se = mean_and_se(e.log_p - e.elbo[e.index])
     plain, plain_se = mean_and_se(e.log_p)
-    bound, bound_se = mean_and_se(e.elbo)
     mc_se = _monte_carlo_se(e.log_p_variance)
     return {
-        "value": plain if complete else bound + gap,
-        "se": mc_se if complete else gap_se,
-        "se_sampling": plain_se if complete else math.hypot(bound_se, gap_se),
+        "value": e.elbo.mean().item() + gap,
+        "se": plain_se if share == 1 else gap_se,
+        "se_sampling": math.sqrt(plain_se**2 * share + gap_se**2 * (1 - share)),
         "mc_se": mc_se,
         "n": e.log_p.numel(),
         "unit": e.unit,

@@ -286,7 +286,7 @@ def estimate_rows(readings: Sequence[Reading]) -> list[tuple[str, list[str], str
         *rows,
         row("ELBO: sampling SE (images)", lambda e: number(e["elbo"]["se"], 3)),
         row("ELBO: Monte-Carlo SE (z)", lambda e: number(e["elbo"]["mc_se"], 4)),
-        row("log p(x): SE of the mean gap", lambda e: number(e["log_p"]["se"], 3)),
+        row("log p(x): SE of the mean gap", lambda e: number(e["log_p"]["gap_se"], 3)),
         row("log p(x): sampling SE (images)", lambda e: number(e["log_p"]["se_sampling"], 3)),
         row("log p(x): Monte-Carlo SE (z)", lambda e: number(e["log_p"]["mc_se"], 4)),
         row(

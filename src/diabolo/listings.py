@@ -1,0 +1,100 @@
+"""What the command line lists, as tables: presets, values with their origins, data sets, evaluations. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from diabolo.config import Resolved
+    from diabolo.data.manage import Row
+    from diabolo.runs import Run
+
+EVALUATION_COLUMNS = ("run", "ELBO", "log p(x), IS", "gap", "KL", "MSE, z = mu", "MSE, z drawn", "active")
+
+
+def table(*columns: str) -> Table:
+    """An unruled table with bold headings."""
+    return Table(*columns, box=None, header_style="bold", padding=(0, 1))
+
+
+def preset_table(presets: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Name, parts, reference and expected number of each preset."""
+    rows = table("preset", "what", "data", "parts", "reference", "expected")
+    for name, preset in presets.items():
+        model, about = preset["model"], preset["about"]
+        parts = [model[part]["name"] for part in ("encoder", "posterior", "prior", "likelihood")] + [
+            preset["objective"]["name"]
+        ]
+        rows.add_row(
+            name, about["summary"], preset["data"]["name"], " | ".join(parts), about["reference"], about["expected"]
+        )
+    return rows
+
+
+def config_table(resolved: Resolved, values: Mapping[str, Any]) -> Table:
+    """Each resolved value with where it came from."""
+    rows = table("key", "value", "from")
+    for path, origin in resolved.origins.items():
+        rows.add_row(path.removesuffix(".name"), plain(values[path]), origin)
+    return rows
+
+
+def data_table(sets: Sequence[Row]) -> Table:
+    """Each data set with its size, whether it is cached, and its sources."""
+    rows = table("data set", "what", "download", "on disk", "cached", "sources")
+    for row in sets:
+        here = "-" if row.cached is None else "yes" if row.cached else "no"
+        sizes = [megabytes(row.download) if row.download else "none", megabytes(row.bytes) if row.bytes else "-"]
+        rows.add_row(row.name, row.what, *sizes, here, ", ".join(row.sources) or "built in")
+    return rows
+
+
+def evaluation_tables(finished: Sequence[Run]) -> Iterator[tuple[str, Table, str]]:
+    """(heading, table, what its numbers are) for each likelihood: different families are never set side by side."""
+    groups: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+    for run in finished:
+        result = run.evaluation()
+        about = result["about"]
+        label = "" if about["normalised"] else ", unnormalised"
+        data = f"data {about['data']}, {about['split']} split, {about['values']} values"
+        groups.setdefault(f"{data}, likelihood {about['likelihood']}{label}, n = {about['n']:,}", []).append((run, result))
+    for heading, members in groups.items():
+        rows = table(*EVALUATION_COLUMNS)
+        for run, result in members:
+            rows.add_row(run.name, *_cells(result))
+        unit, log_p = members[0][1]["elbo"]["unit"], members[0][1]["log_p"]
+        about_numbers = (
+            f"{unit}, value +- standard error; log p(x): K = {log_p['k']:,} on n = {log_p['n']:,}; MSE per pixel"
+        )
+        yield heading, rows, about_numbers
+
+
+def _cells(result: Mapping[str, Any]) -> list[str]:
+    def shown(name: str, digits: int) -> str:
+        return f"{result[name]['value']:.{digits}f} +- {result[name]['se']:.{digits}f}"
+
+    gap, active = result["log_p"], result["active_units"]
+    return [
+        shown("elbo", 2),
+        shown("log_p", 2),
+        f"{gap['gap']:.2f} +- {gap['gap_se']:.2f}",
+        shown("kl", 2),
+        shown("mse_mean", 4),
+        shown("mse_sample", 4),
+        f"{active['value']}/{active['of']}",
+    ]
+
+
+def megabytes(count: int) -> str:
+    """A size for people."""
+    return f"{count / 1e6:,.1f} MB"
+
+
+def plain(value: Any) -> str:
+    """A value as it would be written on the command line."""
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,167 @@
+"""Write the generated parts of both READMEs: the preset table, and the results table from a finished MNIST chapter.
+
+The results stay as they are where the chapter is not finished. With --check nothing is written, and the exit code is 1 if
+a file would change.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diabolo import config
+from diabolo.chapters import CHAPTERS
+
+ROOT = Path(__file__).parent.parent
+CHAPTER = ROOT / "runs" / "reproduce" / "mnist"
+READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+MODELS = ("Model 1", "Model 2", "Model 3")
+
+Evaluations = Mapping[tuple[str, str], Mapping[str, Any]]  # (model, convention) -> evaluation.json
+
+#: The sentences around the numbers, for each language.
+WORDS: dict[str, dict[str, str]] = tomllib.loads(
+    (Path(__file__).with_name("readme_words.toml")).read_text(encoding="utf-8")
+)
+
+
+def preset_table(language: str) -> str:
+    """Every preset with its parts, reference and expected number."""
+    rows = [_preset_row(name, config.read_preset(name)) for name in config.preset_names()]
+    return _table(WORDS[language]["presets"], rows)
+
+
+def _preset_row(name: str, preset: Mapping[str, Any]) -> str:
+    model, about = preset["model"], preset["about"]
+    parts = [model[slot]["name"] for slot in ("encoder", "posterior", "prior", "likelihood")]
+    cells = [
+        f"`{name}`",
+        about["summary"],
+        f"`{preset['data']['name']}`",
+        ", ".join(f"`{part}`" for part in (*parts, preset["objective"]["name"])),
+        about["reference"],
+        about["expected"] or "-",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def results(evaluations: Evaluations, published: Mapping[str, Mapping[str, float]], language: str) -> str:
+    """Two tables, one for each likelihood family; every number is one of evaluation.json or of the article."""
+    words, parts = WORDS[language], []
+    for convention in ("grey", "binarized"):
+        members = {model: evaluations[model, convention] for model in MODELS}
+        first = members[MODELS[0]]
+        rows = []
+        for model, evaluation in members.items():
+            rows.append(_measured(model, evaluation, words))
+            if convention == "grey":
+                rows.append(_published(words["article"].format(model=model), published[model]))
+        parts += [words[convention], _caption(first, words), _table(words["columns"], rows)]
+    chapter = CHAPTERS["mnist"]
+    if chapter.seconds:
+        parts.append(words["time"].format(minutes=chapter.seconds / 60, machine=chapter.machine))
+    return "\n\n".join([*parts, words["compare"].strip()])
+
+
+def _caption(evaluation: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    about, log_p = evaluation["about"], evaluation["log_p"]
+    unit = evaluation["elbo"]["unit"]
+    text = words["caption"].format(
+        data=about["data"].upper(), split=about["split"], n=about["n"], values=about["values"], likelihood=about["likelihood"],
+        label="" if about["normalised"] else words["unnormalised"], unit=unit,
+        samples=about["elbo_samples"], k=log_p["k"], images=log_p["n"], seed=about["seed"],
+    ).strip()  # fmt: skip
+    if about["entropy_floor"] is None or about["normalised"]:
+        return text
+    return f"{text} {words['floor'].format(floor=about['entropy_floor'], unit=unit)}"
+
+
+def _measured(model: str, evaluation: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    log_p, active = evaluation["log_p"], evaluation["active_units"]
+    cells = [
+        _pm(evaluation["elbo"], 2),
+        _pm(log_p, 2),
+        _pm({"value": log_p["gap"], "se": log_p["gap_se"]}, 2),
+        _pm(evaluation["kl"], 2),
+        _pm(evaluation["mse_mean"], 4),
+        _pm(evaluation["mse_sample"], 4),
+        words["of"].format(value=active["value"], of=active["of"]),
+    ]
+    return f"| {model} | {' | '.join(cells)} |"
+
+
+def _published(label: str, values: Mapping[str, float]) -> str:
+    digits = (("elbo", 2), ("log_p", 2), ("gap", 2), ("kl", 2), ("mse_mean", 4))
+    cells = [_signed(f"{values[name]:.{count}f}") if name in values else "-" for name, count in digits]
+    return f"| {label} | {' | '.join(cells)} | - | - |"
+
+
+def _pm(entry: Mapping[str, Any], digits: int) -> str:
+    return f"{_signed(format(entry['value'], f'.{digits}f'))} {PLUS_MINUS} {entry['se']:.{digits}f}"
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _table(header: str, rows: Sequence[str]) -> str:
+    columns = header.count("|") - 1
+    return "\n".join([header, "|" + "---|" * columns, *rows])
+
+
+def read_evaluations(chapter: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """evaluation.json of all six runs; empty unless all are there."""
+    found = {}
+    for model in MODELS:
+        for convention in ("grey", "binarized"):
+            path = chapter / f"{model.lower().replace(' ', '')}-{convention}" / "evaluation.json"
+            if not path.is_file():
+                return {}
+            found[model, convention] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def replace_block(text: str, name: str, content: str) -> str:
+    """`text` with what stands between the markers `name:begin` and `name:end` replaced."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"the markers {begin} and {end} are missing")
+    return f"{head}{begin}\n{content}\n{end}{tail}"
+
+
+def rewritten(text: str, language: str, chapter: Path) -> str:
+    """A README with its generated parts written anew; the results stay as they are where the chapter is not finished."""
+    blocks: dict[str, Callable[[], str]] = {"presets": lambda: preset_table(language)}
+    evaluations = read_evaluations(chapter)
+    if evaluations:
+        from diabolo.chapters.mnist_notes import PUBLISHED
+
+        blocks["results"] = lambda: results(evaluations, PUBLISHED, language)
+    for name, content in blocks.items():
+        text = replace_block(text, name, content())
+    return text
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rewrite or check both READMEs."""
+    changed = []
+    for language, path in READMES.items():
+        before = path.read_text(encoding="utf-8")
+        after = rewritten(before, language, CHAPTER)
+        if after != before:
+            changed.append(path.name)
+            if "--check" not in arguments:
+                path.write_text(after, encoding="utf-8")
+    print(f"{'differ' if '--check' in arguments else 'written'}: {', '.join(changed) or 'none'}")
+    return 1 if changed and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
