@@ -6,6 +6,7 @@ torch is imported only once a command is known to be right, so that help, listin
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ app = App(
     version=lambda: importlib.metadata.version("diabolo"),
     default_parameter=Parameter(negative=(), show_default=True),
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 data_app = App(name="data", help="Get, list, verify and export data sets.")
 app.command(data_app)
@@ -44,6 +46,7 @@ Json = Annotated[bool, Parameter(help="Print the result as JSON on stdout.")]
 Device = Annotated[
     str, Parameter(help="auto, cpu, cuda, cuda:1 or mps; one asked for by name is never replaced silently.")
 ]
+Imports = Annotated[tuple[str, ...], Parameter(name="--import", help="A module that registers components of your own.")]
 RunPath = Annotated[Path, Parameter(help="A run directory.")]
 _data_group = Group("Data", sort_key=5)
 
@@ -136,9 +139,7 @@ def train(
         Path | None, Parameter(help="The run directory; runs/PRESET-N where left out. Never overwritten.")
     ] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this run instead of starting one.")] = None,
-    import_: Annotated[
-        tuple[str, ...], Parameter(name="--import", help="A module that registers components of your own.")
-    ] = (),
+    import_: Imports = (),
     evaluate_after: Annotated[
         bool, Parameter(name="--evaluate", negative="--no-evaluate", help="Evaluate on the test split and report.")
     ] = True,
@@ -147,8 +148,7 @@ def train(
     options: DataOptions = DataOptions(),
 ) -> int:
     """Train a preset, then evaluate it and write its report."""
-    for module in import_:
-        _import(module)
+    _import(import_)
     plans = _train_plans(preset, overrides, out, resume)
     options.access()
     from diabolo import training
@@ -186,11 +186,13 @@ def evaluate(
     images: Annotated[int | None, Parameter(help="Images for log p(x), stratified; 0 for all (500).")] = None,
     elbo_samples: Annotated[int | None, Parameter(help="Draws of z for the bound on every image (10).")] = None,
     full: Annotated[bool, Parameter(help="K = 5,000 on all images.")] = False,
+    import_: Imports = (),
     device: Device = "auto",
     as_json: Annotated[bool, Parameter(name="--json")] = False,
     options: DataOptions = DataOptions(),
 ) -> int:
     """Measure a run: ELBO, log p(x) by importance sampling, rate, distortion, errors, active units, probes."""
+    _import(import_)
     given = {"split": split, "k": k, "images": images, "elbo_samples": elbo_samples}
     if full:
         given |= {"k": given["k"] or 5000, "images": given["images"] or 0}
@@ -217,9 +219,11 @@ def sample(
     n: Annotated[int, Parameter(help="How many images.")] = 64,
     seed: int = 0,
     temperature: Annotated[float, Parameter(help="Spread of z: 1 is the prior itself.")] = 1.0,
+    import_: Imports = (),
     out: Annotated[Path | None, Parameter(help="The PNG file; samples.png in the run directory.")] = None,
 ) -> int:
     """Draw z from the prior and write a grid of decoder means as a PNG."""
+    _import(import_)
     if n < 1:
         raise UsageError(f"--n {n} is refused", "It must be at least 1.")
     if not temperature > 0:
@@ -235,8 +239,9 @@ def sample(
 
 
 @app.command
-def report(run: RunPath, /, *, options: DataOptions = DataOptions()) -> int:
+def report(run: RunPath, /, *, import_: Imports = (), options: DataOptions = DataOptions()) -> int:
     """Write a run's report: one self-contained HTML file."""
+    _import(import_)
     _existing_run(run)
     from diabolo.runs import Run
 
@@ -259,8 +264,11 @@ def list_(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
 
 
 @app.command(name="config")
-def config_(preset: str, *overrides: Override, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
+def config_(
+    preset: str, *overrides: Override, import_: Imports = (), as_json: Annotated[bool, Parameter(name="--json")] = False
+) -> int:
     """Print the resolved configuration, each value with its origin."""
+    _import(import_)
     resolved = _resolve(preset, overrides)
     if as_json:
         print(json.dumps(resolved.config.to_dict(), indent=1))
@@ -367,14 +375,15 @@ def _resolve(preset: str, overrides: Sequence[str]) -> configuration.Resolved:
     return configuration.resolve(preset, overrides)
 
 
-def _import(module: str) -> None:
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise UsageError(f"--import {module} fails", str(error)) from error
-    finally:
-        sys.path.pop(0)
+def _import(modules: Sequence[str]) -> None:
+    for module in modules:
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever a module of the user's own raises
+            raise UsageError(f"--import {module} fails", f"{type(error).__name__}: {error}") from error
+        finally:
+            sys.path.pop(0)
 
 
 def _existing_run(path: Path) -> None:

@@ -255,7 +255,7 @@ def _schema(given: Mapping[str, Any]) -> dict[str, Parameter]:
             try:
                 settable = registry.settable(slot, name)
             except UsageError as error:
-                raise UsageError(f"{component}: {error.what}", error.why) from error
+                raise UsageError(f"{component}: {error.what}", error.why, error.remedy) from error
             paths |= {f"{component}.{key}": parameter for key, parameter in settable.items()}
     for f in fields(TrainConfig):
         paths[f"train.{f.name}"] = Parameter(f.name, str(f.type), f.default)

@@ -24,8 +24,13 @@ def pick_device(name: str = "auto") -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, here in available.items() if here))
-    kind = name.partition(":")[0]
-    if not available.get(kind, False):
+    kind, _, index = name.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if (
+        not available.get(kind, False)
+        or (index and (not index.isdecimal() or int(index) >= count))
+        or name.endswith(":")
+    ):
         here = ", ".join(kind for kind, yes in available.items() if yes)
         raise UsageError(
             f"device {name!r} is not available", f"Here there is: {here}.", "Leave --device out to choose one."

@@ -20,7 +20,7 @@ from diabolo import registry, runs
 from diabolo.data import Access, Dataset, Loader
 from diabolo.data.levels import entropy_floor
 from diabolo.engine import own_randomness, pick_device
-from diabolo.errors import DataError, UsageError
+from diabolo.errors import UsageError
 from diabolo.metrics import (
     Evidence,
     blocked_log_mean_exp,
@@ -83,11 +83,8 @@ def evaluate(
     settings, progress = settings or Settings(), progress or Progress()
     _check(settings)
     dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
-    if dataset.hash != run.env["data"]["hash"]:
-        raise DataError(
-            f"the data are not those of {run.path}",
-            f"Their hash is {dataset.hash[:12]}, the run's is {run.env['data']['hash'][:12]}.",
-        )
+    run.check_data(dataset)
+    dataset.split(settings.split)
     where = pick_device(device)
     with own_randomness(where), torch.no_grad():
         evidence, seconds = gather(run.model().to(where), dataset, settings, where, progress)

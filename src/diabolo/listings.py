@@ -60,7 +60,10 @@ def evaluation_tables(finished: Sequence[Run]) -> Iterator[tuple[str, Table, str
         about = result["about"]
         label = "" if about["normalised"] else ", unnormalised"
         data = f"data {about['data']}, {about['split']} split, {about['values']} values"
-        groups.setdefault(f"{data}, likelihood {about['likelihood']}{label}, n = {about['n']:,}", []).append((run, result))
+        groups.setdefault(f"{data}, likelihood {about['likelihood']}{label}, n = {about['n']:,}", []).append((
+            run,
+            result,
+        ))
     for heading, members in groups.items():
         rows = table(*EVALUATION_COLUMNS)
         for run, result in members:

@@ -129,7 +129,8 @@ def settable(slot: str, name: str) -> dict[str, Parameter]:
 
 def _known(slot: str, name: str) -> None:
     if name not in names(slot):
-        raise UsageError(f"unknown {slot} {name!r}", did_you_mean(name, names(slot)))
+        hint = "If it is one of your own, name its module with --import."
+        raise UsageError(f"unknown {slot} {name!r}", did_you_mean(name, names(slot)), hint)
 
 
 def _inspected(constructor: Callable[..., Any]) -> dict[str, Parameter]:

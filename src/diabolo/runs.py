@@ -26,6 +26,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -65,7 +66,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written", str(error), "Choose another folder with --out.") from error
 
 
@@ -184,7 +186,8 @@ def save_state(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]]
 
 def states(run: Path) -> list[Path]:
     """The run's state folders, oldest first."""
-    return sorted((run / "state").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    found = [path for path in (run / "state").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_state(run: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], list[str]]:
@@ -272,32 +275,56 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        return from_dict(self.config_dict).config
+        try:
+            return from_dict(self.config_dict).config
+        except UsageError as error:
+            raise DataError(
+                f"{self.path / 'config.json'} is no configuration", f"{error.what}. {error.why}", error.remedy
+            ) from error
 
     @cached_property
     def env(self) -> dict[str, Any]:
-        return read_json(self.path / "env.json")
+        found = read_json(self.path / "env.json")
+        data = found.get("data")
+        if not isinstance(data, dict) or not isinstance(data.get("hash"), str) or "source_hash" not in found:
+            raise DataError(f"{self.path / 'env.json'} does not describe a run", "It names no data and no source.")
+        return found
 
     @property
-    def spec(self) -> DataSpec:
-        return spec_from_dict(self.env["data"]["spec"])
+    def data_hash(self) -> str:
+        return str(self.env["data"]["hash"])
+
+    def check_data(self, dataset: Dataset) -> None:
+        """Refuse data that are not those of the run.
+
+        Raises:
+            DataError: naming both hashes.
+        """
+        if dataset.hash != self.data_hash:
+            theirs = f"Their hash is {dataset.hash[:12]}, the run's is {self.data_hash[:12]}."
+            raise DataError(f"the data are not those of {self.path}", theirs)
 
     @property
     def status(self) -> dict[str, Any]:
         return read_json(self.path / "status.json")
 
     def metrics(self) -> list[dict[str, Any]]:
-        return self._lines("metrics.jsonl")
+        return self._lines("metrics.jsonl", {"step", "epoch", "split", "examples"})
 
     def timing(self) -> list[dict[str, Any]]:
-        return self._lines("timing.jsonl")
+        return self._lines("timing.jsonl", {"step", "epoch", "stage", "seconds"})
 
     def evaluation(self) -> dict[str, Any]:
         if not (self.path / "evaluation.json").is_file():
             raise DataError(
                 f"{self.path} has not been evaluated", remedy=f"Evaluate it with: diabolo evaluate {self.path}"
             )
-        return read_json(self.path / "evaluation.json")
+        found = read_json(self.path / "evaluation.json")
+        if not isinstance(found.get("about"), dict):
+            raise DataError(
+                f"{self.path / 'evaluation.json'} is no evaluation", remedy=f"Repeat it: diabolo evaluate {self.path}"
+            )
+        return found
 
     def per_image(self) -> dict[str, Tensor]:
         return _load_tensors(self.path / "per_image.safetensors")
@@ -306,14 +333,19 @@ class Run:
         """The trained model, on the CPU, in evaluation mode."""
         return load_weights(self.path / "weights.safetensors")
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
+    def _lines(self, name: str, keys: set[str]) -> list[dict[str, Any]]:
         path = self.path / name
         if not path.is_file():
             raise DataError(f"{path} does not exist")
         try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         except ValueError as error:
             raise DataError(f"{path} is corrupt", str(error)) from error
+        if not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
+            raise DataError(f"{path} is corrupt", f"Each line must be an object with {', '.join(sorted(keys))}.")
+        if not rows and self.status.get("state") == "finished":
+            raise DataError(f"{path} is empty", "A finished run has rows: it was cut.")
+        return rows
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
@@ -327,8 +359,9 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], config: RunConfig, spec: DataSpec) -> None:
     """Write weights with all that is needed to build their model."""
-    metadata = {"config": json.dumps(config.to_dict()), "spec": json.dumps(asdict(spec)), "schema": str(SCHEMA)}
-    write_tensors(path, weights, metadata)
+    # one entry: the format keeps several in no fixed order, and equal runs are to give equal bytes
+    about = {"schema": SCHEMA, "config": config.to_dict(), "spec": asdict(spec)}
+    write_tensors(path, weights, {"diabolo": json.dumps(about)})
 
 
 def _form(t: Tensor) -> tuple[torch.Size, torch.dtype]:
@@ -345,9 +378,9 @@ def load_weights(path: Path) -> Autoencoder:
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     try:
-        config, spec = json.loads(metadata["config"]), spec_from_dict(json.loads(metadata["spec"]))
-        config = from_dict(config).config.to_dict()
-    except (KeyError, ValueError) as error:
+        about = json.loads(metadata["diabolo"])
+        config, spec = from_dict(about["config"]).config.to_dict(), spec_from_dict(about["spec"])
+    except (LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} does not say what model it holds", f"Its metadata lacks or garbles {error}."
         ) from error

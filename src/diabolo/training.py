@@ -23,7 +23,7 @@ from diabolo import runs
 from diabolo.config import RunConfig
 from diabolo.data import Access, Dataset, Loader
 from diabolo.engine import environment, own_randomness, pick_device
-from diabolo.errors import DataError, DiaboloError, DivergedError, UsageError
+from diabolo.errors import DiaboloError, DivergedError, UsageError
 from diabolo.metrics import mean_terms
 from diabolo.models.build import build_model, build_objective
 from diabolo.models.distributions import unchecked
@@ -361,11 +361,7 @@ def resume(
     if run.status.get("state") == "finished":
         raise UsageError(f"{path} is finished", remedy=f"Evaluate it with: diabolo evaluate {path}")
     dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
-    if dataset.hash != run.env["data"]["hash"]:
-        raise DataError(
-            f"the data are not those of {path}",
-            f"Their hash is {dataset.hash[:12]}, the run's is {run.env['data']['hash'][:12]}.",
-        )
+    run.check_data(dataset)
     return _run(run.path, run.config, dataset, pick_device(device), progress or Progress(), resume=True)
 
 
@@ -396,6 +392,9 @@ def _run(
             state = {DivergedError: "diverged", InterruptedRun: "interrupted"}.get(type(error), "failed")
             status = {"state": state, "exit_code": error.exit_code, "reason": str(error)}
             logger.info("%s", error)
+            raise
+        except KeyboardInterrupt:
+            status = {"state": "interrupted", "exit_code": 130, "reason": "stopped at once"}
             raise
         except BaseException as error:
             status = {"state": "failed", "exit_code": 1, "reason": repr(error)}

@@ -133,16 +133,16 @@ def _state(path: Path, config: RunConfig, dataset: Dataset) -> str:
         run = runs.Run(path)
         same = (
             run.config_dict == json.loads(json.dumps(config.to_dict()))
-            and run.env["data"]["hash"] == dataset.hash
+            and run.data_hash == dataset.hash
             and run.env["source_hash"] == training.training_source_hash()
         )
         state = run.status["state"]
-    except (DataError, KeyError):
+    except (DataError, LookupError):
         return "other"
     if not same:
         return "other"
-    if state == "finished" and (path / "weights.safetensors").is_file():
-        return "finished"
+    if state == "finished":
+        return "finished" if (path / "weights.safetensors").is_file() else "other"
     return "resumable" if runs.states(path) else "other"
 
 
@@ -167,7 +167,7 @@ def _evaluation_stands(run: runs.Run, dataset: Dataset, settings: Settings) -> b
     try:
         about = run.evaluation()["about"]
         run.per_image()
-    except (DataError, KeyError):
+    except DataError:
         return False
     expected = {
         **json.loads(json.dumps(asdict(settings))),

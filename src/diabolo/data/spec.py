@@ -12,6 +12,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from diabolo.errors import UsageError
+
 #: What a loader emits: grey levels k/255 in [0, 1], {0, 1}, or real numbers.
 Values = Literal["grey", "binary", "real"]
 
@@ -77,9 +79,9 @@ class Dataset:
         """The split called train, validation or test.
 
         Raises:
-            ValueError: if the data set has no such split.
+            UsageError: if the data set has no such split.
         """
         found = {"train": self.train, "validation": self.validation, "test": self.test}.get(name)
         if found is None:
-            raise ValueError(f"{self.spec.name} has no {name} split here")
+            raise UsageError(f"{self.spec.name} has no {name} split here", remedy="See data.validation.")
         return found
