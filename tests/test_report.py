@@ -117,6 +117,7 @@ def make_fake_run(folder, name, *, normalised, width=400, latent=20, seed=0, n=2
             "gap": gap_mean,
             "plain_mean": plain,
             "plain_se": plain_se,
+            "gap_se": gap_se,
             "ess_median": 61.2,
             "ess_min": 2.1,
             "bound": "lower bound in expectation",

@@ -117,6 +117,7 @@ class Resolved:
 
 # ------------------------------------------------------------------------------------------------ presets
 def preset_names() -> list[str]:
+    """The names that `train` accepts: the presets of the package."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
