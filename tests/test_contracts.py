@@ -802,7 +802,9 @@ def test_weights_load_alone_and_evaluate_identically(tmp_path):
         alone = keyed_inference(model, batch.x, batch.index.tolist(), 3, 0).log_weight(batch.x)
         inside = keyed_inference(run.model(), batch.x, batch.index.tolist(), 3, 0).log_weight(batch.x)
     assert torch.equal(alone, inside)
-    runs.save_weights(run.path / "weights.safetensors", model.state_dict(), run.config, runs.spec_from_dict(run.env["data"]["spec"]))
+    runs.save_weights(
+        run.path / "weights.safetensors", model.state_dict(), run.config, runs.spec_from_dict(run.env["data"]["spec"])
+    )
     second = evaluate(run, SMALL, data=dataset, device="cpu")
     for result in (first, second):
         result["about"].pop("seconds")

@@ -102,9 +102,10 @@ def test_the_library_example_runs_verbatim(tmp_path):
 
 def test_a_component_of_ones_own_runs_verbatim(tmp_path):
     (tmp_path / "laplace.py").write_text(the_block("python", COMPONENT), encoding="utf-8")
-    [command] = [c for c in commands(text_of("README.md")) if "--import" in c]
-    out = run(["-m", "diabolo", *command], tmp_path)
+    train, sample = (c for c in commands(text_of("README.md")) if "--import" in c)
+    out = run(["-m", "diabolo", *train], tmp_path)
     assert "likelihood laplace" in out and "run: " in out
+    assert "samples: " in run(["-m", "diabolo", *sample], tmp_path)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -256,7 +257,7 @@ def test_the_results_say_what_their_numbers_are(tool, evaluations, language):
     assert "45.53" in grey and "45.53" not in binarized
     minus = "\N{MINUS SIGN}"
     assert f"| {minus}102.00 \N{PLUS-MINUS SIGN} 0.25 | {minus}92.00 \N{PLUS-MINUS SIGN} 0.25 |" in grey
-    article = f"| {minus}{-PUBLISHED['Model 3']['elbo']:.2f} |"
+    article = f"| {minus}{-PUBLISHED['Model 3']['elbo']:.3f} |"
     assert article in grey and article not in binarized
 
 

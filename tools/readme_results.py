@@ -96,7 +96,8 @@ def _measured(model: str, evaluation: Mapping[str, Any], words: Mapping[str, str
 
 
 def _published(label: str, values: Mapping[str, float]) -> str:
-    digits = (("elbo", 2), ("log_p", 2), ("gap", 2), ("kl", 2), ("mse_mean", 4))
+    """The article's values with the digits that it prints."""
+    digits = (("elbo", 3), ("log_p", 3), ("gap", 3), ("kl", 3), ("mse_mean", 4))
     cells = [_signed(f"{values[name]:.{count}f}") if name in values else "-" for name, count in digits]
     return f"| {label} | {' | '.join(cells)} | - | - |"
 

@@ -41,7 +41,7 @@ app = App(
 data_app = App(name="data", help="Get, list, verify and export data sets.")
 app.command(data_app)
 
-Override = Annotated[str, Parameter(help="key=value, for example model.latent=4 objective.beta=8 seed=0,1,2")]
+Override = Annotated[str, Parameter(help="key=value, for example model.latent=4 objective.beta=8")]
 Json = Annotated[bool, Parameter(help="Print the result as JSON on stdout.")]
 Device = Annotated[
     str, Parameter(help="auto, cpu, cuda, cuda:1 or mps; one asked for by name is never replaced silently.")
@@ -134,6 +134,7 @@ def train(
     preset: Annotated[
         str | None, Parameter(help="A preset (see `diabolo list`), or the config.json of a run to repeat.")
     ] = None,
+    /,
     *overrides: Override,
     out: Annotated[
         Path | None, Parameter(help="The run directory; runs/PRESET-N where left out. Never overwritten.")
@@ -147,7 +148,7 @@ def train(
     as_json: Annotated[bool, Parameter(name="--json")] = False,
     options: DataOptions = DataOptions(),
 ) -> int:
-    """Train a preset, then evaluate it and write its report."""
+    """Train a preset, then evaluate it and write its report; seed=0,1,2 makes one run each."""
     _import(import_)
     plans = _train_plans(preset, overrides, out, resume)
     options.access()
@@ -265,7 +266,11 @@ def list_(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
 
 @app.command(name="config")
 def config_(
-    preset: str, *overrides: Override, import_: Imports = (), as_json: Annotated[bool, Parameter(name="--json")] = False
+    preset: str,
+    /,
+    *overrides: Override,
+    import_: Imports = (),
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> int:
     """Print the resolved configuration, each value with its origin."""
     _import(import_)
@@ -364,6 +369,8 @@ def _train_plans(
     seeds = next((text.partition("=")[2].split(",") for text in overrides if text.startswith("seed=")), None)
     if not seeds or len(seeds) == 1:
         return [(_resolve(preset, overrides).config, out)]
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"seed={','.join(seeds)} names a seed twice", "Each seed makes one run.")
     rest = [text for text in overrides if not text.startswith("seed=")]
     configs = [_resolve(preset, [*rest, f"seed={seed}"]).config for seed in seeds]
     return [(config, out and out / f"seed-{config.seed}") for config in configs]
@@ -408,6 +415,8 @@ def _report(run: Run, options: DataOptions) -> Path:
     from diabolo.pictures import pictures
     from diabolo.report import write_run_report
 
+    if run.config.data.name == "tensor":  # in memory when it was trained: no pictures of it can be drawn now
+        return write_run_report(run, None, classes=run.env["data"]["spec"]["classes"])
     dataset = data.load(run.config.data.name, run.config.data.params, options.access())
     shown = pictures(run.model(), dataset) if len(dataset.spec.shape) == 3 else None
     return write_run_report(run, shown, classes=dataset.spec.classes)
@@ -466,7 +475,13 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if reconfigure:
             reconfigure(errors="backslashreplace")
     logging.getLogger("diabolo").addHandler(_Warnings(logging.WARNING))
-    sys.exit(_run(list(sys.argv[1:] if tokens is None else tokens)))
+    try:
+        code = _run(list(sys.argv[1:] if tokens is None else tokens))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
 
 
 class _Warnings(logging.Handler):
@@ -480,14 +495,17 @@ def _run(tokens: list[str]) -> int:
     try:
         return int(app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0)
     except CycloptsError as error:
+        verb = next((f"{token} " for token in tokens if token in {"data", *app}), "")
         _say(f"error: {error}")
-        _say("See: diabolo --help")
+        _say(f"See: diabolo {verb}--help")
         return 2
     except DiaboloError as error:
         if debug:
             traceback.print_exc()
         _say(f"error: {error}")
         return error.exit_code
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         _say("interrupted")
         return 130

@@ -264,12 +264,12 @@ def _schema(given: Mapping[str, Any]) -> dict[str, Parameter]:
 
 
 def _unknown(path: str, accepted: list[str]) -> UsageError:
-    near = [p for p in accepted if p.rpartition(".")[0] == path.rpartition(".")[0]] or accepted
-    guess = did_you_mean(path, [p.removesuffix(".name") for p in accepted])
-    suggestion = guess.split("? ")[0] + "? " if guess.startswith("Did") else ""
-    return UsageError(
-        f"unknown key {path!r}", f"{suggestion}Accepted here: {', '.join(p.removesuffix('.name') for p in near)}."
-    )
+    keys = [key.removesuffix(".name") for key in accepted]
+    parent = path.rpartition(".")[0]
+    near = [key for key in keys if parent and key.startswith(parent + ".")] or keys
+    guess = did_you_mean(path, keys).partition("? ")
+    suggestion = f"{guess[0]}? " if guess[1] else ""
+    return UsageError(f"unknown key {path!r}", f"{suggestion}Accepted here: {', '.join(near)}.")
 
 
 def _assemble(values: Mapping[str, Any], preset: str) -> RunConfig:

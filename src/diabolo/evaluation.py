@@ -5,6 +5,7 @@ The test set is touched here, and (for display, where a preset asks for it) by t
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +36,8 @@ from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.objectives import log_mean_exp
 from diabolo.progress import Progress
 from diabolo.seeds import fold
+
+logger = logging.getLogger("diabolo")
 
 #: Images a pass encodes at a time.
 BATCH = 500
@@ -84,6 +87,13 @@ def evaluate(
     _check(settings)
     dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
     run.check_data(dataset)
+    if run.status["state"] != "finished":
+        logger.warning(
+            "%s is %s at epoch %s: its weights so far are measured",
+            run.path,
+            run.status["state"],
+            run.status.get("epoch"),
+        )
     dataset.split(settings.split)
     where = pick_device(device)
     with own_randomness(where), torch.no_grad():
@@ -284,7 +294,7 @@ def _about(
     likelihood = run.config.model.likelihood.name
     kind: Any = registry.get("likelihood", likelihood)
     split = dataset.split(settings.split)
-    grey = dataset.spec.values == "grey" and split.values.dtype == torch.uint8
+    floored = not kind.normalised and dataset.spec.values == "grey" and split.values.dtype == torch.uint8
     return {
         "schema": runs.SCHEMA,
         **asdict(settings),
@@ -296,8 +306,9 @@ def _about(
         "likelihood": likelihood,
         "family": kind.family,
         "normalised": kind.normalised,
-        "entropy_floor": entropy_floor(split.values).mean().item() if grey else None,
+        "entropy_floor": entropy_floor(split.values).mean().item() if floored else None,
         "seconds": seconds,
+        "training": run.status["state"],
         "weights_sha256": runs.sha256(run.path / "weights.safetensors"),
         "source_hash": evaluation_source_hash(),
     }

@@ -69,8 +69,9 @@ def evaluation_tables(finished: Sequence[Run]) -> Iterator[tuple[str, Table, str
         for run, result in members:
             rows.add_row(run.name, *_cells(result))
         unit, log_p = members[0][1]["elbo"]["unit"], members[0][1]["log_p"]
+        value = "pixel" if unit == "nats/image" else "value"
         about_numbers = (
-            f"{unit}, value +- standard error; log p(x): K = {log_p['k']:,} on n = {log_p['n']:,}; MSE per pixel"
+            f"{unit}, value +- standard error; log p(x): K = {log_p['k']:,} on n = {log_p['n']:,}; MSE per {value}"
         )
         yield heading, rows, about_numbers
 

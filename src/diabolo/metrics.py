@@ -139,6 +139,10 @@ class Evidence:
     curve_variance: dict[int, Tensor] | None = None
 
     @property
+    def error_unit(self) -> str:
+        return "squared error/pixel" if self.unit == "nats/image" else "squared error/value"
+
+    @property
     def distortion(self) -> Tensor:
         """-E_q log p(x|z), (N,): from elbo = -(distortion + KL), with the sampled KL as control variate."""
         return -self.elbo - self.kl
@@ -183,13 +187,13 @@ def kl_per_dimension(e: Evidence) -> Entry | None:
 @register("metric", "mse_mean")
 def mse_mean(e: Evidence) -> Entry:
     """Mean over pixels of (decoder mean - x)^2 at z = mu."""
-    return e.entry(e.mse_mean, "squared error/pixel", z="mean")
+    return e.entry(e.mse_mean, e.error_unit, z="mean")
 
 
 @register("metric", "mse_sample")
 def mse_sample(e: Evidence) -> Entry:
     """Mean over pixels of (decoder mean - x)^2 with z drawn from q(z | x)."""
-    return e.entry(e.mse_sample, "squared error/pixel", z="drawn", samples=e.samples)
+    return e.entry(e.mse_sample, e.error_unit, z="drawn", samples=e.samples)
 
 
 @register("metric", "log_p")

@@ -105,7 +105,7 @@ def _files(path: Path) -> Iterable[Path]:
 
 
 class Journal:
-    """An append-only file of JSON lines, flushed line by line."""
+    """An append-only file of JSON lines, written line by line without a buffer."""
 
     def __init__(self, path: Path, keep: int | None = None) -> None:
         """Open `path`; `keep` cuts it back to that many bytes first (resuming).
@@ -115,14 +115,24 @@ class Journal:
         """
         if keep and (not path.is_file() or path.stat().st_size < keep):
             raise DataError(f"{path} is shorter than the state says", "Rows are missing: it was cut or replaced.")
-        self.file = path.open("ab")
+        self.path, self.file = path, path.open("ab", buffering=0)
         if keep is not None:
             self.file.truncate(keep)
             self.file.seek(0, os.SEEK_END)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        self.file.write((json.dumps(row, allow_nan=False) + "\n").encode("utf-8"))
-        self.file.flush()
+        """Write one line.
+
+        Raises:
+            UsageError: if there is no room for it.
+        """
+        line = (json.dumps(row, allow_nan=False) + "\n").encode("utf-8")
+        try:
+            if self.file.write(line) != len(line):
+                raise OSError("no room for a whole line")
+        except OSError as error:
+            remedy = f"Make room, then go on with: diabolo train --resume {self.path.parent}"
+            raise UsageError(f"{self.path} cannot be written", str(error), remedy) from error
 
     @property
     def offset(self) -> int:
@@ -131,6 +141,15 @@ class Journal:
     def close(self) -> None:
         os.fsync(self.file.fileno())
         self.file.close()
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed process left half-written. Only under the run's lock."""
+    for path in [*run.glob(".*.tmp"), *(run / "state").glob(".*.tmp")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def create(config: RunConfig, out: Path | None) -> Path:
@@ -146,7 +165,8 @@ def create(config: RunConfig, out: Path | None) -> Path:
             raise UsageError(
                 f"{out} exists already",
                 "A run is never overwritten.",
-                f"Choose another --out, or go on with: diabolo train --resume {out}",
+                "Choose another --out"
+                + (f", or go on with: diabolo train --resume {out}" if (out / "config.json").is_file() else "."),
             )
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -55,10 +55,17 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+class _RunLog(logging.FileHandler):
+    """A log that cannot grow is silent: a full disk is reported by what needs the room."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
     """Keep a copy of what is said, tracebacks included, in `path`."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _RunLog(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.setLevel(logging.INFO)
     before = logger.level

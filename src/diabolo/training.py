@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,12 +185,13 @@ class Trainer:
         here = self.position
         here.skipped += 1
         bad = ", ".join(name for name, value in means.items() if not math.isfinite(value)) or "gradient"
-        logger.warning("step %d skipped: %s not finite (%d skipped so far)", here.step, bad, here.skipped)
+        level = logging.WARNING if here.skipped_in_a_row == 1 else logging.INFO
+        logger.log(level, "step %d skipped: %s not finite (%d skipped so far)", here.step, bad, here.skipped)
         if here.skipped_in_a_row >= PATIENCE:
             self.save()
             raise DivergedError(
                 f"{PATIENCE} steps in a row were not finite, the last at step {here.step} ({bad})",
-                f"The weights before them are kept in {self.path}.",
+                f"The state before them is kept in {self.path}.",
                 "Lower train.lr, or set train.clip=100.",
             )
 
@@ -374,6 +375,7 @@ def _run(
     path: Path, config: RunConfig, dataset: Dataset, device: torch.device, progress: Progress, *, resume: bool
 ) -> runs.Run:
     with locked(path), logged_to(path / "log.txt"), own_randomness(device):
+        runs.sweep(path)
         if not resume:
             _describe(path, config, dataset, device)
         trainer = Trainer(config, dataset, path, device, progress)
@@ -398,12 +400,13 @@ def _run(
             raise
         except BaseException as error:
             status = {"state": "failed", "exit_code": 1, "reason": repr(error)}
-            logger.exception("the run failed")
+            logger.info("the run failed", exc_info=True)
             raise
         finally:
             here = trainer.position
-            trainer.journal.close()
-            trainer.clock.close()
+            with suppress(OSError):  # a full disk: what failed has said so
+                trainer.journal.close()
+                trainer.clock.close()
             status |= {"step": here.step, "epoch": min(here.epoch, config.train.epochs), "skipped": here.skipped}
             runs.write_json(path / "status.json", status)
     return runs.Run(path)

@@ -61,7 +61,7 @@ def _check_values(name: str, likelihood: Likelihood, spec: DataSpec) -> None:
     remedies = {
         "grey": "Take model.likelihood=bernoulli_relaxed (unnormalised), model.likelihood=gaussian, or data.binarize=true.",
         "real": "Take model.likelihood=gaussian.",
-        "binary": "Take model.likelihood=bernoulli.",
+        "binary": "Take model.likelihood=bernoulli, or data.binarize=false where the data are grey.",
     }
     raise UsageError(
         f"likelihood {name!r} cannot score {spec.values} data ({spec.name})",

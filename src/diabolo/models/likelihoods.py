@@ -59,6 +59,7 @@ class GaussianLikelihood(Likelihood):
     """
 
     family = "gaussian"
+    accepts = ("grey", "real")  # on {0, 1} a density has no upper bound: scale -> 0
 
     def __init__(self, scale: float | None = None) -> None:
         super().__init__()
