@@ -22,7 +22,7 @@ smoke: $(STAMP)
 	@$(BIN)/python -m diabolo reproduce mnist --smoke --yes
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

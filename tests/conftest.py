@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: several test processes share the cores
+
 import pytest
 
 from diabolo.data import Access, sources

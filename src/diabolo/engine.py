@@ -49,7 +49,8 @@ def own_randomness(device: torch.device) -> Iterator[None]:
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and machine, for env.json and `diabolo doctor`."""
     return {
-        **{name: version(name) for name in ("diabolo", "torch", "numpy", "safetensors", "scikit-learn", "matplotlib")},
+        **{name: version(name) for name in ("diabolo", "numpy", "safetensors", "scikit-learn", "matplotlib")},
+        "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor(),
