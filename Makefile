@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make reproduce   set up, get MNIST, train and evaluate the article's MNIST chapter, write the report"
+	@echo "make smoke       the same with one epoch, to see that everything works"
+	@echo "make reproduce-full  the same with K = 5,000 on all test images (much longer)"
 	@echo "make test        set up and run the tests"
 	@echo "make lint types  ruff and mypy --strict"
 	@echo "make clean       remove caches (not runs, not data)"
@@ -35,7 +37,7 @@ setup: $(STAMP)
 
 # A torch that is installed and in range is kept; otherwise the one pinned in requirements.lock is taken.
 $(STAMP): pyproject.toml requirements.lock
-	@echo "setting up $(VENV): about 0.9 GB of disk with a CPU build of torch"
+	@echo "setting up $(VENV): about 1.4 GB of disk with a CPU build of torch"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1)"; \
 	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }

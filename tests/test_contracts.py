@@ -528,9 +528,17 @@ def test_no_whole_state_is_a_data_error(stopped, tmp_path):
         flip(state / "model.safetensors")
     with pytest.raises(DataError, match="no state to resume from"):
         resume(out, data=small_data(binarize=True), device="cpu")
+
+
+def test_a_run_stopped_before_its_first_state_begins_again_to_the_same_bits(stopped, straight, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(stopped, out)
     shutil.rmtree(out / "state")
-    with pytest.raises(DataError, match="no state to resume from"):
-        resume(out, data=small_data(binarize=True), device="cpu")
+    run = resume(out, data=small_data(binarize=True), device="cpu")
+    assert (run.path / "metrics.jsonl").read_bytes() == (straight / "best with average" / "metrics.jsonl").read_bytes()
+    assert (run.path / "weights.safetensors").read_bytes() == (
+        straight / "best with average" / "weights.safetensors"
+    ).read_bytes()
 
 
 def test_resuming_is_refused_where_it_makes_no_sense(stopped, straight, tmp_path):
@@ -745,7 +753,7 @@ def test_nine_steps_in_a_row_do_not_end_a_run(monkeypatch, tmp_path):
 
 
 def test_a_validation_loss_that_is_not_finite_is_no_crash(monkeypatch, tmp_path):
-    """A curve may overflow while the steps are finite: the run goes on, and its rows are strict JSON."""
+    """A curve may overflow while the steps are finite: the rows are strict JSON, and a run with nothing to keep has diverged."""
     plain = ELBO.terms
 
     def overflow(self: ELBO, inference: Any, x: Tensor, step: int = 0) -> dict[str, Tensor]:
@@ -753,8 +761,10 @@ def test_a_validation_loss_that_is_not_finite_is_no_crash(monkeypatch, tmp_path)
         return terms if step < 2**62 else {**terms, "loss": terms["loss"] * math.inf}
 
     monkeypatch.setattr(ELBO, "terms", overflow)
-    run = train(small_config(), out=tmp_path / "run", data=small_data(), device="cpu")
-    assert run.status["state"] == "finished"
+    with pytest.raises(DivergedError, match="no epoch .* had a finite validation loss"):
+        train(small_config(), out=tmp_path / "run", data=small_data(), device="cpu")
+    run = runs.Run(tmp_path / "run")
+    assert run.status["state"] == "diverged" and run.status["exit_code"] == 4
     for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         strict(line)
 

@@ -209,6 +209,8 @@ def evaluate(
     else:
         _print_evaluations([Run(run)])
         print(f"evaluation: {run / 'evaluation.json'}")
+        if (run / "report.html").exists():
+            _say(f"the report shows the evaluation before this one; write it again with: diabolo report {run}")
     return 0
 
 
@@ -227,6 +229,10 @@ def sample(
     _import(import_)
     if n < 1:
         raise UsageError(f"--n {n} is refused", "It must be at least 1.")
+    if seed < 0:
+        raise UsageError(f"--seed {seed} is refused", "It must be at least 0.")
+    if out is not None and out.is_dir():
+        raise UsageError(f"--out {out} is a folder", "Samples are one PNG file.")
     if not temperature > 0:
         raise UsageError(f"--temperature {temperature} is refused", "It must be greater than 0.")
     _existing_run(run)
@@ -303,8 +309,11 @@ def data_get(name: str, /, *, options: DataOptions = DataOptions()) -> int:
     """Fetch a data set into the cache and check it."""
     from diabolo.data import sources
 
-    for path in sources.get(name, options.access()):
+    found = sources.get(name, options.access())
+    for path in found:
         print(path)
+    if not found:
+        print(f"{name} needs no files")
     return 0
 
 
@@ -371,6 +380,10 @@ def _train_plans(
         return [(_resolve(preset, overrides).config, out)]
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"seed={','.join(seeds)} names a seed twice", "Each seed makes one run.")
+    if out is not None and (out / "config.json").exists():
+        raise UsageError(
+            f"{out} is a run already", "Several seeds need a folder to put their runs into.", "Choose another --out."
+        )
     rest = [text for text in overrides if not text.startswith("seed=")]
     configs = [_resolve(preset, [*rest, f"seed={seed}"]).config for seed in seeds]
     return [(config, out and out / f"seed-{config.seed}") for config in configs]

@@ -168,7 +168,7 @@ def from_dict(saved: Mapping[str, Any], overrides: Sequence[str] = ()) -> Resolv
 def _override(given: dict[str, Any], origin: str, overrides: Sequence[str], preset: str) -> Resolved:
     """Change `given` by overrides; a component that is replaced loses the parameters of the one before it."""
     origins = dict.fromkeys(given, origin)
-    changes = dict(_split(text) for text in overrides)
+    changes = dict(_split(text) for text in overrides)  # the last word on a key counts
     for word in sorted(changes, key=lambda p: not _names_component(p)):  # a component's name before its parameters
         path, value = _path(word), changes[word]
         if path.endswith(".name") and given.get(path) != value:

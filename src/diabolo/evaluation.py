@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from diabolo import registry, runs
 from diabolo.data import Access, Dataset, Loader
 from diabolo.data.levels import entropy_floor
 from diabolo.engine import own_randomness, pick_device
-from diabolo.errors import UsageError
+from diabolo.errors import DataError, UsageError
 from diabolo.metrics import (
     Evidence,
     blocked_log_mean_exp,
@@ -97,7 +97,7 @@ def evaluate(
     dataset.split(settings.split)
     where = pick_device(device)
     with own_randomness(where), torch.no_grad():
-        evidence, seconds = gather(run.model().to(where), dataset, settings, where, progress)
+        evidence, seconds = _finite(run, lambda model: gather(model.to(where), dataset, settings, where, progress))
         began = time.monotonic()
         measured = {name: registry.get("metric", name)(evidence) for name in registry.names("metric")}
         seconds["metrics"] = round(time.monotonic() - began, 2)
@@ -108,6 +108,30 @@ def evaluate(
     runs.write_tensors(run.path / "per_image.safetensors", _per_image(evidence))
     runs.write_json(run.path / "evaluation.json", result)
     return result
+
+
+def _finite(
+    run: runs.Run, measure: Callable[[Autoencoder], tuple[Evidence, dict[str, float]]]
+) -> tuple[Evidence, dict[str, float]]:
+    """Measure the run's model; numbers that are not finite are refused rather than averaged.
+
+    Raises:
+        DataError: if the model's parameters or its numbers are not finite.
+    """
+    why = f"Training ended as {run.status['state']!r}; its weights give values that are not finite."
+    remedy = "Train again with scaled data, a lower train.lr, or train.clip=100."
+    model = run.model()
+    if not all(p.isfinite().all() for p in model.state_dict().values()):
+        raise DataError(f"{run.path} cannot be measured", why, remedy)
+    try:
+        evidence, seconds = measure(model)
+    except ValueError as error:
+        if isinstance(error, UsageError):
+            raise
+        raise DataError(f"{run.path} cannot be measured", f"{why} {str(error).splitlines()[0]}", remedy) from error
+    if not all(t.isfinite().all() for t in (evidence.elbo, evidence.kl, evidence.mse_sample)):
+        raise DataError(f"{run.path} cannot be measured", why, remedy)
+    return evidence, seconds
 
 
 def evaluation_source_hash() -> str:

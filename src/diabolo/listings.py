@@ -70,8 +70,15 @@ def evaluation_tables(finished: Sequence[Run]) -> Iterator[tuple[str, Table, str
             rows.add_row(run.name, *_cells(result))
         unit, log_p = members[0][1]["elbo"]["unit"], members[0][1]["log_p"]
         value = "pixel" if unit == "nats/image" else "value"
+        of = "images" if log_p["se"] == log_p["plain_se"] else "the mean gap"
+        few = (
+            ""
+            if log_p["ess_median"] >= 10
+            else " (too few: log p(x) is low, and its Monte-Carlo error an underestimate)"
+        )
         about_numbers = (
-            f"{unit}, value +- standard error; log p(x): K = {log_p['k']:,} on n = {log_p['n']:,}; MSE per {value}"
+            f"{unit}, value +- standard error over images; log p(x): K = {log_p['k']:,} on n = {log_p['n']:,}, +- that of {of}, "
+            f"median effective sample size {log_p['ess_median']:.1f}{few}; MSE per {value}"
         )
         yield heading, rows, about_numbers
 

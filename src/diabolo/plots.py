@@ -168,13 +168,15 @@ def epoch_curves(curves: Sequence[Curve], y: str) -> Figure:
     """Draws a quantity (nats per example) against the epoch; solid is train, dashed held out. The legend is HTML."""
     figure, axes = _axes(4.3, 3.3, "epoch", y)
     for c in curves:
+        few = len(c.x) <= 20  # more markers than that would hide which line is dashed
         axes.plot(
             c.x,
             c.y,
             color=colour(c.series),
             linestyle="--" if c.dashed else "-",
             linewidth=1.8,
-            marker=MARKERS[c.series % len(MARKERS)],
+            alpha=0.75 if c.dashed else 1,
+            marker=MARKERS[c.series % len(MARKERS)] if few else None,
             markersize=3.5,
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -199,6 +201,7 @@ def sample_curves(curves: Sequence[Curve], y: str) -> Figure:
     ticks = sorted({float(k) for c in curves for k in c.x})
     axes.set_xticks(ticks, [f"{k:,.0f}" for k in ticks])
     axes.minorticks_off()
+    axes.ticklabel_format(axis="y", useOffset=False, style="plain")
     return figure
 
 
@@ -229,7 +232,7 @@ def class_scatter(means: Tensor, labels: Tensor | None, explained: Sequence[floa
             axes.scatter(
                 chosen[:, 0],
                 chosen[:, 1],
-                s=5,
+                s=5 if len(points) > 2000 else 16,
                 color=colour(group),
                 marker=MARKERS[group % len(MARKERS)],
                 linewidths=0,

@@ -370,6 +370,7 @@ def write_run_report(
         about=reading.about,
         facts=_facts(reading),
         metrics=tables.metric_rows(e),
+        estimates=tables.estimate_rows([reading]) if "log_p" in e else [],
         architecture=architecture,
         architecture_facts=_facts(reading, split="none (shapes only)", unit="units per layer", n="1 model"),
         curves=_curve_panels("curves", [reading]),

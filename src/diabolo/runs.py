@@ -152,6 +152,10 @@ def sweep(run: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+#: What a run that was stopped before it began leaves behind.
+_TRACES = {".lock", "log.txt"}
+
+
 def create(config: RunConfig, out: Path | None) -> Path:
     """Make a new run directory: `out`, or runs/PRESET-N with the first free N; an existing run is never overwritten.
 
@@ -161,7 +165,7 @@ def create(config: RunConfig, out: Path | None) -> Path:
     try:
         if out is None:
             return _next_free(Path("runs"), config.preset or "run")
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(path.name not in _TRACES for path in out.iterdir())):
             raise UsageError(
                 f"{out} exists already",
                 "A run is never overwritten.",

@@ -138,6 +138,12 @@ class Trainer:
                     raise InterruptedRun(self.path, self.stop_code)
             self._end_epoch(time.monotonic() - began)
         self.progress.finish()
+        if self.config.train.keep == "best" and not self.position.best_epoch:
+            raise DivergedError(
+                f"no epoch of {self.path} had a finite validation loss",
+                f"{self.position.skipped} of {self.position.step} steps were skipped, too.",
+                "Scale the data to a small range (divide by their largest value), lower train.lr, or set train.clip=100.",
+            )
 
     def _take_step(self, x: Tensor, y: Tensor | None) -> None:
         here, train = self.position, self.config.train
@@ -378,15 +384,11 @@ def _run(
         runs.sweep(path)
         if not resume:
             _describe(path, config, dataset, device)
-        trainer = Trainer(config, dataset, path, device, progress)
-        if resume:
-            trainer.restore()
-            logger.info("resumed at step %d", trainer.position.step)
-        trainer.journal = runs.Journal(path / "metrics.jsonl", keep=trainer.position.metrics_offset)
-        trainer.clock = runs.Journal(path / "timing.jsonl")
         status: dict[str, Any] = {"state": "running", "exit_code": None}
         runs.write_json(path / "status.json", status)
+        trainer = None
         try:
+            trainer = _prepared(path, config, dataset, device, progress)
             with stopped_by_signals(trainer):
                 trainer.run()
             status = {"state": "finished", "exit_code": 0, "best_epoch": trainer.position.best_epoch or None}
@@ -403,13 +405,30 @@ def _run(
             logger.info("the run failed", exc_info=True)
             raise
         finally:
-            here = trainer.position
-            with suppress(OSError):  # a full disk: what failed has said so
-                trainer.journal.close()
-                trainer.clock.close()
-            status |= {"step": here.step, "epoch": min(here.epoch, config.train.epochs), "skipped": here.skipped}
-            runs.write_json(path / "status.json", status)
+            runs.write_json(path / "status.json", {**status, **_closed(trainer)})
     return runs.Run(path)
+
+
+def _prepared(path: Path, config: RunConfig, dataset: Dataset, device: torch.device, progress: Progress) -> Trainer:
+    """A trainer at the run's newest state, or at its first step where none was written yet, with its journals open."""
+    trainer = Trainer(config, dataset, path, device, progress)
+    if runs.states(path):
+        trainer.restore()
+        logger.info("resumed at step %d", trainer.position.step)
+    trainer.journal = runs.Journal(path / "metrics.jsonl", keep=trainer.position.metrics_offset)
+    trainer.clock = runs.Journal(path / "timing.jsonl")
+    return trainer
+
+
+def _closed(trainer: Trainer | None) -> dict[str, int]:
+    """Close the journals; how far the run came."""
+    if trainer is None:
+        return {"step": 0, "epoch": 0, "skipped": 0}
+    with suppress(OSError):  # a full disk: what failed has said so
+        trainer.journal.close()
+        trainer.clock.close()
+    here = trainer.position
+    return {"step": here.step, "epoch": min(here.epoch, trainer.config.train.epochs), "skipped": here.skipped}
 
 
 def _describe(path: Path, config: RunConfig, dataset: Dataset, device: torch.device) -> None:
