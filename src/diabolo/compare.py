@@ -179,10 +179,13 @@ def _paired(name: str, first: Mapping[str, Tensor], other: Mapping[str, Tensor],
     theirs, ours = first[name].double(), other[name].double()
     if name == "log_p":
         both = torch.isin(first["log_p_index"], other["log_p_index"])
-        ours = ours[torch.isin(other["log_p_index"], first["log_p_index"])]  # both indices are in ascending order
         theirs = theirs[both]
+        ours = ours[torch.isin(other["log_p_index"], first["log_p_index"])]  # both indices are in ascending order
     if theirs.shape != ours.shape or theirs.numel() < 2:
         raise DataError(f"the runs share {min(theirs.numel(), ours.numel())} images with {name}: two are needed")
+    if name == "log_p" and "elbo" in first and "elbo" in other:
+        bound = other["elbo"].double() - first["elbo"].double()
+        return subset_difference(ours - theirs, bound, first["log_p_index"][both], unit)
     return difference(ours - theirs, unit)
 
 
@@ -191,8 +194,26 @@ def difference(values: Tensor, unit: str) -> Difference:
 
     .. math:: \bar d \pm t_{0.975, n-1}\, s_d / \sqrt n
     """
-    n, mean = values.numel(), values.mean().item()
-    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * values.std().item() / math.sqrt(n)
+    n = values.numel()
+    return _interval(values.mean().item(), values.std().item() / math.sqrt(n), n, unit)
+
+
+def subset_difference(log_p: Tensor, bound: Tensor, index: Tensor, unit: str) -> Difference:
+    r"""The mean difference in log p(x), known on n of N images, helped by the difference in ELBO on all: as log p(x) itself.
+
+    .. math:: \bar d = \bar b + \overline{(l - b)}_n, \quad
+              se^2 = S^2(l) / N + (1/n - 1/N)\, S^2(l - b)
+
+    log_p l: (n,), bound b: (N,), index: (n,) the images of log_p.
+    """
+    n, total = log_p.numel(), bound.numel()
+    gap = log_p - bound[index]
+    variance = log_p.var().item() / total + (1 / n - 1 / total) * gap.var().item()
+    return _interval(bound.mean().item() + gap.mean().item(), math.sqrt(variance), n, unit)
+
+
+def _interval(mean: float, se: float, n: int, unit: str) -> Difference:
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * se
     low, high = mean - half, mean + half
     verdict = "tie" if low <= 0 <= high else "higher" if low > 0 else "lower"
     return Difference(mean, low, high, n, unit, verdict)

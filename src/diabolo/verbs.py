@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,7 @@ def compare(*runs: RunPath, import_: Imports = (), as_json: Json = False) -> Ans
 
 def _compared(found: Comparison) -> tuple[str | Table, ...]:
     c, names = found.conditions, list(found.groups[0].metrics)
+    shown = _short_names([run for group in found.groups for run in group.runs])
     heading = f"data {c['data']}, {c['split']} split, n = {c['n']:,}, likelihood family {c['likelihood family']}"
     numbers = f"{c['unit']}; log p(x): K = {c['K']:,}; {c['bound or estimate']}; data hash {c['data hash'][:12]}"
     groups = table("configuration", "runs", "seeds", *names)
@@ -67,15 +68,17 @@ def _compared(found: Comparison) -> tuple[str | Table, ...]:
         told = " ".join(f"{path}={plain(value)}" for path, value in group.differs.items())
         n = str(next(iter(group.metrics.values())).n)
         cells = [_summary_cell(name, summary) for name, summary in group.metrics.items()]
-        groups.add_row(f"{group.label} {told}".strip(), ", ".join(Path(run).name for run in group.runs), n, *cells)
-    pairs = table("run", *names)
+        groups.add_row(f"{group.label} {told}".strip(), ", ".join(shown[run] for run in group.runs), n, *cells)
+    pairs = table("run", "metric", "difference", "95 % interval", "verdict", "images", "unit")
     for run, metrics in found.differences.items():
-        pairs.add_row(run, *(_difference_cell(name, d) for name, d in metrics.items()))
+        for name, d in metrics.items():
+            here = shown[run] if name == names[0] else ""
+            pairs.add_row(here, name, *_difference_cells(name, d), d.verdict, f"{d.n:,}", d.unit)
     return (
         heading,
         groups,
         f"  {numbers}; mean over seeds +- standard deviation between seeds",
-        f"\ndifferences to {found.first}, paired by image, with 95 % confidence intervals",
+        f"\ndifferences to {shown[found.first]}, paired by image",
         pairs,
         "  over the images of these trained runs; how much another seed would change is the spread above",
     )
@@ -86,11 +89,17 @@ def _summary_cell(name: str, s: Summary) -> str:
     return f"{s.mean:.{digits}f}" + ("" if s.spread is None else f" +- {s.spread:.{digits}f}")
 
 
-def _difference_cell(name: str, d: Difference) -> str:
+def _difference_cells(name: str, d: Difference) -> tuple[str, str]:
     digits = _DIGITS.get(name, 2)
     if 0 < d.high - d.low < 10**-digits:  # never an interval that is rounded to one number
-        digits = min(9, 2 - math.floor(math.log10(d.high - d.low)))
-    return f"{d.mean:+.{digits}f} ({d.low:+.{digits}f}, {d.high:+.{digits}f}) {d.verdict}"
+        digits = min(9, 1 - math.floor(math.log10(d.high - d.low)))
+    return f"{d.mean:+.{digits}f}", f"{d.low:+.{digits}f} to {d.high:+.{digits}f}"
+
+
+def _short_names(runs: Sequence[str]) -> dict[str, str]:
+    """The last part of each path, or the whole paths where two share it."""
+    names = {run: Path(run).name for run in runs}
+    return names if len(set(names.values())) == len(names) else {run: run for run in runs}
 
 
 # ------------------------------------------------------------------------------------------------ numbers
