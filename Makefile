@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: reproduce reproduce-full smoke test lint types setup clean help
+.PHONY: reproduce reproduce-full smoke test lint types teeth setup clean help
 
 help:
 	@echo "make reproduce   set up, get MNIST, train and evaluate the article's MNIST chapter, write the report"
 	@echo "make test        set up and run the tests"
 	@echo "make lint types  ruff and mypy --strict"
+	@echo "make teeth       plant bugs one at a time and check that the tests catch each (many minutes)"
 	@echo "make clean       remove caches (not runs, not data)"
 
 reproduce: $(STAMP)
@@ -30,6 +31,9 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	@$(BIN)/mypy
+
+teeth: $(STAMP)
+	@$(BIN)/python tools/teeth.py --out results/teeth.json
 
 setup: $(STAMP)
 

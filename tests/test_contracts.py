@@ -664,6 +664,19 @@ def test_epoch_rows_are_means_over_the_examples_not_over_the_batches(tmp_path):
     assert "time" not in row and "seconds" not in row
 
 
+def test_a_curve_is_the_whole_objective_in_every_epoch(tmp_path):
+    """Epochs can be compared: the loss on a split has the full beta, also while the batches are still warming up."""
+    config = small_config("objective.beta=3", "objective.warmup_steps=1000", "train.curve=validation")
+    rows = train(config, out=tmp_path / "run", data=small_data(), device="cpu").metrics()
+    beta = {split: [(r["loss"] - r["distortion"]) / r["rate"] for r in rows if r["split"] == split] for split in SPLITS}
+    assert beta["validation"] == pytest.approx([3.0] * 3, rel=1e-4)
+    assert beta["batch"] == pytest.approx([0.003 * step for step in range(1, 15, 2)], abs=1e-3)
+    assert all(0 < b < 0.05 for b in beta["train"])
+
+
+SPLITS = ("batch", "train", "validation")
+
+
 def test_average_of_the_weights_is_its_closed_form():
     model = torch.nn.BatchNorm1d(2)
     average = Average(model, 0.9)
