@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: reproduce reproduce-full smoke test lint types teeth setup clean help
+.PHONY: reproduce reproduce-full smoke test lint types teeth soak setup clean help
 
 help:
 	@echo "make reproduce   set up, get MNIST, train and evaluate the article's MNIST chapter, write the report"
 	@echo "make test        set up and run the tests"
 	@echo "make lint types  ruff and mypy --strict"
 	@echo "make teeth       plant bugs one at a time and check that the tests catch each (many minutes)"
+	@echo "make soak        kill a training run fifty times and compare it with one that nothing happened to (minutes)"
 	@echo "make clean       remove caches (not runs, not data)"
 
 reproduce: $(STAMP)
@@ -34,6 +35,9 @@ types: $(STAMP)
 
 teeth: $(STAMP)
 	@$(BIN)/python tools/teeth.py --out results/teeth.json
+
+soak: $(STAMP)
+	@$(BIN)/python tools/soak.py --out results/soak.json
 
 setup: $(STAMP)
 
