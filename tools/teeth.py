@@ -22,7 +22,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,8 @@ SECONDS = 600
 
 @dataclass(frozen=True)
 class Bug:
-    """`old`, which stands once in `file`, becomes `new`; one of `tests` must notice."""
+    """`old`, which stands once in `file`, becomes `new`; one of `tests` must notice. To save time the probe runs only the
+    parts `probe`, and of the tests those that `select` matches (pytest -k)."""
 
     name: str
     what: str
@@ -44,6 +45,8 @@ class Bug:
     old: str
     new: str
     tests: Sequence[str]
+    probe: Sequence[str] = ()
+    select: str = ""
 
     def planted(self, package: Path = SOURCE) -> str:
         """The file's text with the bug.
@@ -92,13 +95,13 @@ class Copy:
             check=False,
         )
 
-    def probe(self) -> dict[str, Any]:
-        """The numbers that the program prints.
+    def probe(self, parts: Sequence[str] = ()) -> dict[str, Any]:
+        """The numbers that the program prints; all parts where none is named.
 
         Raises:
             RuntimeError: if it does not end well, or another copy ran.
         """
-        done = self._python(str(TOOLS / "teeth_probe.py"))
+        done = self._python(str(TOOLS / "teeth_probe.py"), *parts)
         if done.returncode:
             raise RuntimeError(f"the program does not run: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
         found = json.loads(done.stdout)
@@ -107,14 +110,14 @@ class Copy:
         numbers: dict[str, Any] = found["numbers"]
         return numbers
 
-    def failure(self, tests: Sequence[str]) -> dict[str, str] | None:
+    def failure(self, tests: Sequence[str], select: str = "") -> dict[str, str] | None:
         """The first test that fails; None if all pass.
 
         Raises:
             RuntimeError: if the tests could not be run.
         """
         words = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "teeth_watch", "--durations=0")
-        done = self._python(*words, *(str(TESTS / name) for name in tests))
+        done = self._python(*words, *(str(TESTS / name) for name in tests), *(("-k", select) if select else ()))
         report = Path(self.environment["TEETH_REPORT"])
         if done.returncode == 0 and not report.exists():
             return None
@@ -144,13 +147,13 @@ def examine(bug: Bug, sound: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="teeth-") as folder:
         try:
             copy = Copy(Path(folder).resolve(), bug)
-            found = copy.probe()
+            found = copy.probe(bug.probe)
             wrong = changed(sound, found)
             row["runs"] = bool(wrong)
             row["wrong_numbers"] = len(wrong)
             if wrong:
                 row["example"] = {"number": wrong[0], "sound": sound.get(wrong[0]), "planted": found[wrong[0]]}
-            failure = copy.failure(bug.tests)
+            failure = copy.failure(bug.tests, bug.select)
             if failure:
                 row |= {"caught_by": failure["test"].removeprefix("tests/"), "why": failure["why"]}
         except (RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
@@ -158,19 +161,17 @@ def examine(bug: Bug, sound: dict[str, Any]) -> dict[str, Any]:
     return {**row, "seconds": round(time.monotonic() - began, 1)}
 
 
-def check_sound(tests: Sequence[str]) -> dict[str, Any]:
-    """The numbers of a sound copy, on which all tests must pass.
-
-    Raises:
-        RuntimeError: if one fails.
-    """
+def sound_numbers() -> dict[str, Any]:
+    """What the probe prints of a sound copy."""
     with tempfile.TemporaryDirectory(prefix="teeth-") as folder:
-        copy = Copy(Path(folder).resolve())
-        numbers = copy.probe()
-        failure = copy.failure(tests)
-    if failure:
-        raise RuntimeError(f"a test fails without any bug: {failure['test']}: {failure['why']}")
-    return numbers
+        return Copy(Path(folder).resolve()).probe()
+
+
+def sound_tests(tests: Sequence[str]) -> str:
+    """Run whole test files on a sound copy, on which they must pass: "", or what fails."""
+    with tempfile.TemporaryDirectory(prefix="teeth-") as folder:
+        failure = Copy(Path(folder).resolve()).failure(tests)
+    return f"{failure['test']}: {failure['why']}" if failure else ""
 
 
 # ------------------------------------------------------------------------------------------------ the whole list
@@ -190,9 +191,8 @@ def about() -> dict[str, Any]:
     }
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write(path: Path, made: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """Write the result; rows of bugs that were not planted this time stay, each says of which commit it is."""
-    made = about()
     before = json.loads(path.read_text(encoding="utf-8"))["bugs"] if path.exists() else []
     known = {row["name"]: row for row in before} | {row["name"]: {**row, "commit": made["commit"]} for row in rows}
     listed = [known[bug.name] for bug in bugs() if bug.name in known]
@@ -221,26 +221,20 @@ def main() -> int:
     unknown = set(options.only or ()) - {bug.name for bug in chosen}
     if unknown:
         parser.error(f"no such bug: {', '.join(sorted(unknown))}")
-    began, tests = time.monotonic(), sorted({name for bug in chosen for name in bug.tests})
-    try:
-        sound = check_sound(tests)
-    except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(
-        f"without a bug: {len(sound)} numbers, {', '.join(tests)} pass ({time.monotonic() - began:.0f} s)", flush=True
-    )
-    rows = []
+    made, began, tests = about(), time.monotonic(), sorted({name for bug in chosen for name in bug.tests})
+    sound, rows = sound_numbers(), []
     with ThreadPoolExecutor(options.jobs) as pool:
-        for row in pool.map(lambda bug: examine(bug, sound), chosen):
-            print(line(row), flush=True)
-            rows.append(row)
+        passing = pool.submit(sound_tests, tests)
+        for done in as_completed([pool.submit(examine, bug, sound) for bug in chosen]):
+            rows.append(done.result())
+            print(line(rows[-1]), flush=True)
+            if options.out:
+                write(options.out, made, rows)
     caught = sum(row["runs"] and bool(row["caught_by"]) for row in rows)
+    print(f"without a bug, {', '.join(tests)}: {passing.result() or 'all pass'}")
     took = time.monotonic() - began
     print(f"{len(rows)} bugs planted, {caught} run, give a wrong number and are caught; {took:.0f} s")
-    if options.out:
-        write(options.out, rows)
-    return 0 if caught == len(rows) else 1
+    return 0 if caught == len(rows) and not passing.result() else 1
 
 
 if __name__ == "__main__":
