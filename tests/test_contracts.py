@@ -624,6 +624,15 @@ def test_the_test_split_is_read_by_nothing_that_decides(straight, tmp_path):
     assert all(a != b for a, b in zip(*curves))
 
 
+def test_only_the_curve_of_the_test_split_changes_with_it(tmp_path):
+    """As shipped, the best weights and every logged number are the same to the bit whatever the test images are."""
+    dataset = small_data()
+    inverted = replace(dataset, test=Split("test", 255 - dataset.test.values, dataset.test.labels))
+    for name, data in (("as it is", dataset), ("inverted", inverted)):
+        train(small_config("train.lr=0.05", "train.epochs=8"), out=tmp_path / name, data=data, device="cpu")
+    assert_same_run(tmp_path / "inverted", tmp_path / "as it is")
+
+
 def test_keeping_the_best_is_not_decided_by_the_test_split(tmp_path):
     with pytest.raises(UsageError, match="nothing to decide by"):
         train(small_config("train.curve=test"), out=tmp_path / "run", data=small_data(), device="cpu")

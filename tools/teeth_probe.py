@@ -1,6 +1,7 @@
-"""What the program prints of small runs, as one JSON object of numbers (arguments: the parts to run): `tools/teeth.py` compares it with a planted bug's.
+"""What the program prints of small runs, as one JSON object of numbers: `tools/teeth.py` compares it with a planted bug's.
 
-A refusal is the word "refused". Prints the folder that the package was imported from as `source`.
+The arguments are the parts to run, all where there are none. A refusal is the word "refused". Prints the folder that the
+package was imported from as `source`.
 """
 
 from __future__ import annotations
@@ -51,11 +52,12 @@ def train(path: Path, *overrides: str, data: Dataset | None = None, progress: Pr
 
 
 def curves(run: runs.Run) -> Numbers:
-    """Rows of metrics.jsonl, and the last row of each split."""
+    """Rows of metrics.jsonl, the last row of each split, and the mean loss of the epochs."""
     rows = run.metrics()
     last = {row["split"]: row for row in rows}
     found = {f"{split} {key}": row[key] for split, row in last.items() for key in ("loss", "distortion", "rate")}
-    return {"rows": len(rows), "first loss": rows[0]["loss"], **found}
+    epochs = [row["loss"] for row in rows if row["split"] == "train"]
+    return {"rows": len(rows), "first loss": rows[0]["loss"], "epochs' loss": sum(epochs) / len(epochs), **found}
 
 
 def measured(run: runs.Run, data: Dataset | None = None) -> Numbers:
@@ -118,6 +120,12 @@ def own(root: Path) -> Numbers:
     return {**curves(run), "trained on": run.env["data"]["splits"]["train"], "on other data": other}
 
 
+def best(root: Path) -> Numbers:
+    """A training that is far too fast, so that the best weights are not the last."""
+    run = train(root / "best", "train.epochs=12", "train.lr=0.05", "train.keep=best", data=vectors(0))
+    return {"epoch": run.status["best_epoch"], **measured(run, vectors(0))}
+
+
 def mismatch(root: Path) -> Numbers:
     """Grey levels under the likelihood of coin flips."""
     taken: Any = refusable(
@@ -151,7 +159,7 @@ def refusable(work: Callable[[], float]) -> float | str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    parts, found = (grey, relaxed, everything, iwae, own, mismatch, tampered), Numbers()
+    parts, found = (grey, relaxed, everything, iwae, own, best, mismatch, tampered), Numbers()
     with tempfile.TemporaryDirectory() as folder:
         for part in (part for part in parts if part.__name__ in sys.argv[1:] or not sys.argv[1:]):
             found |= {f"{part.__name__}: {key}": value for key, value in part(Path(folder)).items()}
