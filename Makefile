@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: reproduce reproduce-full smoke test lint types setup clean help
+.PHONY: reproduce reproduce-full smoke test lint types teeth soak setup clean help
 
 help:
 	@echo "make reproduce   set up, get MNIST, train and evaluate the article's MNIST chapter, write the report"
@@ -12,6 +12,8 @@ help:
 	@echo "make reproduce-full  the same with K = 5,000 on all test images (much longer)"
 	@echo "make test        set up and run the tests"
 	@echo "make lint types  ruff and mypy --strict"
+	@echo "make teeth       plant bugs one at a time and check that the tests catch each (many minutes)"
+	@echo "make soak        kill a training run fifty times and compare it with one that nothing happened to (minutes)"
 	@echo "make clean       remove caches (not runs, not data)"
 
 reproduce: $(STAMP)
@@ -32,6 +34,12 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	@$(BIN)/mypy
+
+teeth: $(STAMP)
+	@$(BIN)/python tools/teeth.py --out results/teeth.json
+
+soak: $(STAMP)
+	@$(BIN)/python tools/soak.py --out results/soak.json
 
 setup: $(STAMP)
 

@@ -632,6 +632,15 @@ def test_the_test_split_is_read_by_nothing_that_decides(straight, tmp_path):
     assert all(a != b for a, b in zip(*curves))
 
 
+def test_only_the_curve_of_the_test_split_changes_with_it(tmp_path):
+    """As shipped, the best weights and every logged number are the same to the bit whatever the test images are."""
+    dataset = small_data()
+    inverted = replace(dataset, test=Split("test", 255 - dataset.test.values, dataset.test.labels))
+    for name, data in (("as it is", dataset), ("inverted", inverted)):
+        train(small_config("train.lr=0.05", "train.epochs=8"), out=tmp_path / name, data=data, device="cpu")
+    assert_same_run(tmp_path / "inverted", tmp_path / "as it is")
+
+
 def test_keeping_the_best_is_not_decided_by_the_test_split(tmp_path):
     with pytest.raises(UsageError, match="nothing to decide by"):
         train(small_config("train.curve=test"), out=tmp_path / "run", data=small_data(), device="cpu")
@@ -670,6 +679,19 @@ def test_epoch_rows_are_means_over_the_examples_not_over_the_batches(tmp_path):
     for name in ("loss", "distortion", "rate"):
         assert row[name] == pytest.approx(sum(b[name] * b["examples"] for b in batches) / 48, rel=1e-12)
     assert "time" not in row and "seconds" not in row
+
+
+def test_a_curve_is_the_whole_objective_in_every_epoch(tmp_path):
+    """Epochs can be compared: the loss on a split has the full beta, also while the batches are still warming up."""
+    config = small_config("objective.beta=3", "objective.warmup_steps=1000", "train.curve=validation")
+    rows = train(config, out=tmp_path / "run", data=small_data(), device="cpu").metrics()
+    beta = {split: [(r["loss"] - r["distortion"]) / r["rate"] for r in rows if r["split"] == split] for split in SPLITS}
+    assert beta["validation"] == pytest.approx([3.0] * 3, rel=1e-4)
+    assert beta["batch"] == pytest.approx([0.003 * step for step in range(1, 15, 2)], abs=1e-3)
+    assert all(0 < b < 0.05 for b in beta["train"])
+
+
+SPLITS = ("batch", "train", "validation")
 
 
 def test_average_of_the_weights_is_its_closed_form():

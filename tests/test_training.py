@@ -1,0 +1,63 @@
+"""Training as shipped is the plain loop that the article shows: written out here once more, and compared."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributions import Normal, kl_divergence
+
+from diabolo.data import Loader
+from diabolo.models.build import build_model
+from diabolo.seeds import fold
+from diabolo.training import train
+from known import tiny_images
+from test_contracts import small_config
+
+torch.set_num_threads(1)
+
+
+def plain_loop(config, dataset):
+    """Weights after every epoch, and their moving average, from torch alone; beta = 1, cross-entropy on grey levels."""
+    torch.manual_seed(fold(config.seed, "init"))
+    model = build_model(config.model.to_dict(), dataset.spec)
+    optimiser = torch.optim.Adam(model.parameters(), lr=config.train.lr, fused=True)
+    average = {name: t.clone() for name, t in model.state_dict().items()}
+    loader, step, epochs = Loader(dataset, "train"), 0, []
+    for epoch in range(1, config.train.epochs + 1):
+        for batch in loader.shuffled(config.train.batch, config.seed, epoch):
+            torch.manual_seed(fold(config.seed, "step", step))
+            mu, log_variance = model.encoder(batch.x).chunk(2, 1)
+            sd = torch.exp(0.5 * log_variance)
+            z = mu + sd * torch.randn(1, *mu.shape)[0]
+            logits = model.decoder(z)
+            bce = (
+                torch.nn.functional
+                .binary_cross_entropy_with_logits(logits, batch.x, reduction="none")
+                .flatten(1)
+                .sum(1)
+            )
+            kl = kl_divergence(Normal(mu, sd), Normal(torch.zeros_like(mu), torch.ones_like(mu))).sum(1)
+            optimiser.zero_grad()
+            (bce + kl).mean().backward()
+            optimiser.step()
+            average = {
+                name: t.lerp(model.state_dict()[name], 1 - (config.train.ema or 0)) for name, t in average.items()
+            }
+            step += 1
+        epochs.append(({name: t.clone() for name, t in model.state_dict().items()}, average))
+    return epochs
+
+
+@pytest.mark.parametrize("extra", [(), ("train.ema=0.9",)])
+def test_training_is_the_plain_loop(extra, tmp_path):
+    """A curve each epoch, states, an average: none of them changes the weights that are trained."""
+    dataset = tiny_images(80)
+    config = small_config(*extra, "train.curve=validation", "train.checkpoint_every=4", "train.lr=0.01")
+    run = train(config, out=tmp_path / "run", data=dataset, device="cpu")
+    model, average = plain_loop(config, dataset)[-1]
+    found = load_file(run.path / "weights.safetensors")
+    expected = average if extra else model
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)

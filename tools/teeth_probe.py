@@ -1,0 +1,173 @@
+"""What the program prints of small runs, as one JSON object of numbers: `tools/teeth.py` compares it with a planted bug's.
+
+The arguments are the parts to run, all where there are none. A refusal is the word "refused". Prints the folder that the
+package was imported from as `source`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import diabolo
+from diabolo import evaluation, runs, tables, training
+from diabolo.config import resolve
+from diabolo.data import Access, Dataset, from_tensor, sources
+from diabolo.data.catalogue import Collection, File
+from diabolo.data.mnist import read_idx
+from diabolo.errors import DiaboloError
+from diabolo.progress import Progress
+
+SETTINGS = evaluation.Settings(k=20, images=53, elbo_samples=4, curve_k=(1, 6, 20), curve_images=20)
+Numbers = dict[str, Any]
+
+
+class Kill(BaseException):
+    """What no handler of the program knows."""
+
+
+class KillAt(Progress):
+    """Ends the process's work after a number of steps, as a crash would."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        self.left -= units
+        if not self.left:
+            raise Kill
+
+
+def train(path: Path, *overrides: str, data: Dataset | None = None, progress: Progress | None = None) -> runs.Run:
+    config = resolve("vae", ["model.encoder.width=64", "model.decoder.width=64", *overrides]).config
+    return training.train(config, out=path, data=data, device="cpu", progress=progress)
+
+
+def curves(run: runs.Run) -> Numbers:
+    """Rows of metrics.jsonl, the last row of each split, and the mean loss of the epochs."""
+    rows = run.metrics()
+    last = {row["split"]: row for row in rows}
+    found = {f"{split} {key}": row[key] for split, row in last.items() for key in ("loss", "distortion", "rate")}
+    epochs = [row["loss"] for row in rows if row["split"] == "train"]
+    return {"rows": len(rows), "first loss": rows[0]["loss"], "epochs' loss": sum(epochs) / len(epochs), **found}
+
+
+def measured(run: runs.Run, data: Dataset | None = None) -> Numbers:
+    """Every number of an evaluation but its clock, and the first image's ELBO."""
+    result = evaluation.evaluate(run, SETTINGS, data=data, device="cpu")
+    about = result.pop("about")
+    found = {"normalised": int(about["normalised"]), "first image": run.per_image()["elbo"][0].item()}
+    for metric, entry in result.items():
+        found |= {f"{metric} {key}": v for key, v in entry.items() if type(v) in (int, float)}
+        found |= {f"{metric} K={p['k']} {key}": p[key] for p in entry.get("points", ()) for key in ("value", "mc_se")}
+    return found
+
+
+def grey(root: Path) -> Numbers:
+    """The preset as it is shipped but for its length."""
+    run = train(root / "grey", "train.epochs=6", "train.lr=0.01")
+    torch.manual_seed(0)
+    spread = run.model().sample(500, temperature=0.5).mean.std(1).mean().item()
+    return {**curves(run), **measured(run), "spread at temperature 0.5": spread}
+
+
+def relaxed(root: Path) -> Numbers:
+    one = train(root / "relaxed", "train.epochs=2", "model.likelihood=bernoulli_relaxed")
+    other = train(root / "other", "train.epochs=1", "model.likelihood=bernoulli_relaxed")
+    found = measured(one) | {f"other {k}": v for k, v in measured(other).items()}
+    return {**found, "paired se": tables.paired(one.per_image()["elbo"], other.per_image()["elbo"])[1]}
+
+
+def everything(root: Path) -> Numbers:
+    """Binarised pixels, warm-up, beta, average and best weights at once; then the same, crashed and resumed."""
+    options = (
+        "data.binarize=true", "model.likelihood=bernoulli", "objective.beta=2", "objective.warmup_steps=40",
+        "train.ema=0.9", "train.keep=best", "train.curve=validation", "train.epochs=5", "train.batch=64", "train.lr=0.03",
+        "train.checkpoint_every=7", "train.log_every=1",
+    )  # fmt: skip
+    run = train(root / "all", *options)
+    with suppress(Kill):
+        train(root / "crashed", *options, progress=KillAt(33))
+    resumed = training.resume(root / "crashed", device="cpu")
+    norm = {name: sum(t.norm().item() for t in r.model().parameters()) for name, r in (("a", run), ("b", resumed))}
+    again = {f"resumed {k}": v for k, v in curves(resumed).items()}
+    return {**curves(run), **measured(run), **again, "weights": norm["a"], "resumed weights": norm["b"]}
+
+
+def iwae(root: Path) -> Numbers:
+    options = ("train.epochs=1", "objective=iwae", "objective.samples=3")
+    found = curves(train(root / "iwae", *options))
+    return found | {
+        f"dreg {k}": v for k, v in curves(train(root / "dreg", *options, "objective.gradient=dreg")).items()
+    }
+
+
+def vectors(seed: int, count: int = 300) -> Dataset:
+    return from_tensor(torch.randn(count, 6, generator=torch.Generator().manual_seed(seed)), name="vectors")
+
+
+def own(root: Path) -> Numbers:
+    """Data of the user's own, with more test examples than one batch of the evaluation holds."""
+    data = vectors(0, 6000)
+    run = train(root / "own", "train.epochs=1", "train.batch=256", data=data)
+    found = {**curves(run), **measured(run, data)}
+    other: Any = refusable(lambda: measured(run, vectors(1, 6000))["elbo value"])
+    return {**found, "trained on": run.env["data"]["splits"]["train"], "on other data": other}
+
+
+def best(root: Path) -> Numbers:
+    """A training that is far too fast, so that the best weights are not the last."""
+    run = train(root / "best", "train.epochs=12", "train.lr=0.05", "train.keep=best", data=vectors(0))
+    return {"epoch": run.status["best_epoch"], **measured(run, vectors(0))}
+
+
+def mismatch(root: Path) -> Numbers:
+    """Grey levels under the likelihood of coin flips."""
+    taken: Any = refusable(
+        lambda: curves(
+            train(
+                root / "mismatch", "model.likelihood=bernoulli", "train.epochs=1", "train.curve=none", "train.keep=last"
+            )
+        )["train loss"]
+    )
+    return {"train loss": taken}
+
+
+def tampered(root: Path) -> Numbers:
+    """The mean level of a cached file of the right size whose content is not the registered one."""
+    file = File("levels", "train", (2, 2, 2), hashlib.sha256(b"").hexdigest(), 1, "0" * 64)
+    (root / "cache" / "tiny").mkdir(parents=True)
+    header = b"".join(n.to_bytes(4, "big") for n in (0x0803, 2, 2, 2))
+    (root / "cache" / "tiny" / "levels").write_bytes(header + bytes(range(8)))
+    collection, access = Collection("tiny", "", (file,), ("https://localhost/",)), Access(root / "cache", offline=True)
+    return {
+        "mean level": refusable(lambda: read_idx(sources.fetch(collection, access)[0], file).double().mean().item())
+    }
+
+
+def refusable(work: Callable[[], float]) -> float | str:
+    try:
+        return work()
+    except DiaboloError:
+        return "refused"
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    parts, found = (grey, relaxed, everything, iwae, own, best, mismatch, tampered), Numbers()
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (part for part in parts if part.__name__ in sys.argv[1:] or not sys.argv[1:]):
+            found |= {f"{part.__name__}: {key}": value for key, value in part(Path(folder)).items()}
+    print(json.dumps({"source": str(Path(diabolo.__file__).parent), "numbers": found}))
+
+
+if __name__ == "__main__":
+    main()
