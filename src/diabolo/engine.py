@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -40,10 +41,14 @@ def pick_device(name: str = "auto") -> torch.device:
 
 @contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
-    """Leave the caller's random state as it was: what happens inside may seed torch as it likes."""
+    """Leave the caller's random state as it was, torch's and Python's: the first import of a library may draw, too."""
     devices = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
+    before = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(before)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
