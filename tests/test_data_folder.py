@@ -389,6 +389,15 @@ def test_size_and_colour(tmp_path, params, shape):
     assert load("folder", {"path": str(root), **params}).spec.shape == (1 if grey else 3, wanted, wanted)
 
 
+def test_lossy_compression_does_not_colour_a_grey_folder(tmp_path):
+    noise = Image.effect_noise((90, 90), 60).convert("RGB")
+    put(tmp_path, {"a.webp": encoded(noise, "WEBP"), "b.jpg": encoded(noise, "JPEG", quality=60), "c.png": PNG})
+    reading = read_folder(str(tmp_path))
+    assert reading.channels == 1 and {p.levels.shape for p in reading.pictures} == {(64, 64)}
+    put(tmp_path, {"d.png": encoded(flat("RGB", (100, 100, 120)))})
+    assert read_folder(str(tmp_path)).channels == 3
+
+
 @pytest.mark.parametrize("size", [-1, 7, 513])
 def test_a_size_out_of_range_is_refused(tmp_path, size):
     with pytest.raises(UsageError, match="from 8 to 512"):

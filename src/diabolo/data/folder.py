@@ -26,7 +26,7 @@ def folder(access: Access, path: str, size: int = 0, colour: Literal["auto", "gr
     """Folder: the JPEG, PNG and WebP images below a folder of your own, in squares; subfolders name the classes.
 
     Values are uint8 levels (N, 1, size, size) or (N, 3, size, size), emitted as k/255. `size` 0 takes 64, or 32 where half of
-    the images are smaller than 64; `colour` auto takes grey if every pixel is grey. The middle square is kept.
+    the images are smaller than 64; `colour` auto takes grey if no pixel has a colour. The middle square is kept.
     An image's split is a function of its content, the SHA-256 of its file: 80 % train, 10 % validation, 10 % test;
     images that look the same go to one split. `Dataset.note` says what was read and what was skipped.
 

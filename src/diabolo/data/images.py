@@ -32,12 +32,14 @@ Colour = Literal["auto", "grey", "rgb"]
 #: What Pillow may decode; its other decoders are never asked.
 FORMATS = ("JPEG", "PNG", "WEBP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 89_478_485
 MAX_BYTES = 1 << 28
 #: More unreadable files than this fraction is an error.
 TOLERATED = 0.01
 _LARGE, _SMALL = 64, 32
 _LISTED = 10
+#: Lossy WebP and JPEG tint a grey pixel by up to some levels.
+_TINT = 8
 _SPLIT_WORDS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _ORIENTATION = 0x0112
 
@@ -118,7 +120,7 @@ def read_folder(
     """Read all images below a folder.
 
     size: the side of the squares; 0 takes 64, or 32 where half of the images are smaller than 64. colour: "auto" takes grey
-    if every pixel of every image is grey.
+    if the channels of every pixel differ by at most 8 of 255.
 
     Raises:
         DataError: if there is no such folder, or no readable image in it.
@@ -356,15 +358,18 @@ def _plain(image: Image) -> tuple[Image, tuple[str, ...]]:
 
 
 def _is_grey(picture: Picture) -> bool:
+    """Whether the channels of every pixel are the same, but for what lossy compression does to a grey image."""
     levels = picture.levels
-    return levels.ndim == 2 or bool((levels == levels[..., :1]).all())
+    return levels.ndim == 2 or int(np.ptp(levels, axis=-1).max()) <= _TINT
 
 
 def _as(picture: Picture, grey: bool) -> Picture:
     """The picture with the channels of the data set: (size, size) or (size, size, 3)."""
+    from PIL import Image
+
     levels = picture.levels
     if grey:
-        return replace(picture, levels=levels if levels.ndim == 2 else levels[..., 0])
+        return replace(picture, levels=levels if levels.ndim == 2 else np.asarray(Image.fromarray(levels).convert("L")))
     return replace(picture, levels=levels if levels.ndim == 3 else levels[..., None].repeat(3, axis=-1))
 
 
