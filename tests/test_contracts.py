@@ -209,7 +209,11 @@ def strict(text: str) -> Any:
 
 
 #: Registered parts that no preset can name, with the test here that uses them.
-ELSEWHERE = {("dataset", "tensor"): "test_examples_of_ones_own_from_python"}
+ELSEWHERE = {
+    ("dataset", "tensor"): "test_examples_of_ones_own_from_python",
+    ("dataset", "fashion-mnist"): "test_data_debian.test_fashion_mnist_is_fashion_mnist",
+    ("dataset", "folder"): "test_data_folder.test_a_folder_is_trained_evaluated_and_reported",
+}
 
 
 @pytest.mark.parametrize(("kind", "values"), [("numpy uint8", "grey"), ("torch float", "grey"), ("numpy real", "real")])

@@ -330,6 +330,25 @@ def data_export(name: str, folder: Path, /, *, split: str | None = None, options
     return 0
 
 
+@data_app.command(name="check")
+def data_check(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
+    """Read a folder of images as data=folder:PATH would, and list each file that cannot be read."""
+    from diabolo.data import images
+
+    reading = images.read_folder(str(path))
+    if as_json:
+        print(json.dumps(reading.to_dict()))
+    else:
+        print(reading.note())
+        for name, reason in reading.found.skipped:
+            print(f"skipped  {name}  {reason}")
+        print(f"Train on it with: diabolo train vae data=folder:{path}" if reading.tolerable else _INTOLERABLE)
+    return 0 if reading.tolerable else 3
+
+
+_INTOLERABLE = "More than 1 % cannot be read: repair these files or move them away before training."
+
+
 # ------------------------------------------------------------------------------------------------ shared
 def _train_plans(
     preset: str | None, overrides: Sequence[str], out: Path | None, resume: Path | None

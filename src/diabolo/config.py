@@ -135,6 +135,12 @@ def read_preset(name: str) -> dict[str, Any]:
             "The word after `train` says how to train.",
             f"Train on it with: diabolo train vae data={name}",
         )
+    if name.startswith("folder:"):
+        raise UsageError(
+            f"{name!r} is a data set, not a preset",
+            "The word after `train` says how to train.",
+            f"Train on it with: diabolo train vae data={name}",
+        )
     raise UsageError(f"unknown preset {name!r}", did_you_mean(name, preset_names()), "See them with: diabolo list")
 
 
@@ -168,7 +174,7 @@ def from_dict(saved: Mapping[str, Any], overrides: Sequence[str] = ()) -> Resolv
 def _override(given: dict[str, Any], origin: str, overrides: Sequence[str], preset: str) -> Resolved:
     """Change `given` by overrides; a component that is replaced loses the parameters of the one before it."""
     origins = dict.fromkeys(given, origin)
-    changes = dict(_split(text) for text in overrides)  # the last word on a key counts
+    changes = dict(_split(part) for text in overrides for part in _spelled_out(text))  # the last word on a key counts
     for word in sorted(changes, key=lambda p: not _names_component(p)):  # a component's name before its parameters
         path, value = _path(word), changes[word]
         if path.endswith(".name") and given.get(path) != value:
@@ -206,6 +212,15 @@ def _names_component(path: str) -> bool:
 
 def _path(path: str) -> str:
     return f"{path}.name" if path in COMPONENTS else path
+
+
+def _spelled_out(text: str) -> Sequence[str]:
+    """`data=folder:PATH` as a data set and its path, absolute so that the run can go on from any folder."""
+    word, _, value = text.partition("=")
+    path = value.strip().removeprefix("folder:")
+    if word.strip() not in {"data", "data.name"} or path == value.strip():
+        return (text,)
+    return "data=folder", f"data.path={Path(path).expanduser().absolute() if path else ''}"
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -373,6 +388,7 @@ _AT_LEAST: dict[str, float] = {
     "data.validation": 0,
     "seed": 0,
     "data.examples": 1,
+    "data.size": 0,
 }
 _POSITIVE = ("train.lr", "train.clip", "model.likelihood.scale", "data.sigma")
 

@@ -42,6 +42,9 @@ def load(name: str, params: Mapping[str, Any] | None = None, access: Access | No
     for key in params or {}:
         if key not in accepted:
             raise UsageError(f'data set {name} has no parameter "{key}"', did_you_mean(key, accepted))
+    for key, parameter in signature.items():
+        if parameter.required and key != "access" and key not in (params or {}):
+            raise UsageError(f"data set {name} needs its {key}", remedy=f"For example: data={name} data.{key}=VALUE")
     injected = {"access": access or Access()} if "access" in signature else {}
     dataset: Dataset = registry.build("dataset", name, **injected, **dict(params or {}))
     return dataset

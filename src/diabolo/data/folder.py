@@ -1,0 +1,139 @@
+"""The user's own images: a folder as a data set, split by content."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diabolo.data.access import Access
+from diabolo.data.images import Picture, Reading, class_names, read_folder, refusal
+from diabolo.data.spec import Dataset, DataSpec, Split
+from diabolo.errors import DataError, UsageError
+from diabolo.registry import register
+
+_SIDES = (8, 512)
+#: Cuts of the unit interval: 80 % train, 10 % validation, 10 % test.
+_CUTS = (0.8, 0.9)
+_LARGEST = 4 << 30
+
+
+@register("dataset", "folder")
+def folder(access: Access, path: str, size: int = 0, colour: Literal["auto", "grey", "rgb"] = "auto") -> Dataset:
+    """Folder: the JPEG, PNG and WebP images below a folder of your own, in squares; subfolders name the classes.
+
+    Values are uint8 levels (N, 1, size, size) or (N, 3, size, size), emitted as k/255. `size` 0 takes 64, or 32 where half of
+    the images are smaller than 64; `colour` auto takes grey if no pixel has a colour. The middle square is kept.
+    An image's split is a function of its content, the SHA-256 of its file: 80 % train, 10 % validation, 10 % test;
+    images that look the same go to one split. `Dataset.note` says what was read and what was skipped.
+
+    Raises:
+        UsageError: for a size out of range, or one that needs too much memory.
+        DataError: if there is no such folder, more than 1 % of its images cannot be read, or fewer than 3 differ.
+    """
+    if size != 0 and not _SIDES[0] <= size <= _SIDES[1]:
+        raise UsageError(f"size={size}: from {_SIDES[0]} to {_SIDES[1]}, or 0 to have it chosen")
+    if not path:
+        raise UsageError("path is empty", remedy="Name the folder: data=folder:PATH")
+    reading = read_folder(path, size, colour, access.say)
+    if not reading.tolerable:
+        raise refusal(reading)
+    values = _values(reading)
+    numbers, classes = _classes(reading.pictures)
+    index = _split(reading)
+    parts = {name: _part(name, values, numbers, chosen) for name, chosen in index.items()}
+    access.say(note := _note(reading, classes, index))
+    return Dataset(
+        spec=DataSpec(
+            name="folder",
+            shape=tuple(values.shape[1:]),
+            values="grey",
+            classes=classes,
+            examples=len(parts["train"]),
+        ),
+        train=parts["train"],
+        validation=parts["validation"],
+        test=parts["test"],
+        hashes=_hashes(parts, classes),
+        note=note,
+    )
+
+
+def _values(reading: Reading) -> Tensor:
+    needed = len(reading.pictures) * reading.channels * reading.size**2
+    if needed > _LARGEST:
+        raise UsageError(
+            f"{len(reading.pictures):,} images of {reading.size}x{reading.size} need {needed / 1e9:.1f} GB of memory",
+            f"At most {_LARGEST / 1e9:.1f} GB are used.",
+            f"Take a smaller data.size, for example data.size={max(_SIDES[0], reading.size // 2)}.",
+        )
+    levels = np.stack([picture.levels for picture in reading.pictures])
+    stacked = torch.from_numpy(levels)
+    return (stacked.unsqueeze(1) if stacked.ndim == 3 else stacked.movedim(3, 1)).contiguous()
+
+
+def _classes(pictures: list[Picture]) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Class numbers (N,) and names in byte order; none where all images lie in one folder."""
+    names = class_names(pictures)
+    classes = sorted(set(names), key=str.encode)
+    if len(classes) < 2:
+        return None, ()
+    number = {name: i for i, name in enumerate(classes)}
+    return torch.tensor([number[name] for name in names]), tuple(classes)
+
+
+def _split(reading: Reading) -> dict[str, Tensor]:
+    """Positions of each split, in order. Images with the same pixels share the key of the one with the least SHA-256.
+
+    No split is empty: where chance leaves one so, the nearest images in the order of the keys are moved into it.
+    """
+    pixels = [hashlib.sha256(picture.levels.tobytes()).digest() for picture in reading.pictures]
+    keys: dict[bytes, str] = {}
+    for look, picture in zip(pixels, reading.pictures):
+        keys[look] = min(keys.get(look, picture.sha256), picture.sha256)
+    order = sorted(keys, key=lambda look: keys[look])
+    if len(order) < 3:
+        raise DataError(
+            f"{reading.found.root} holds {len(order)} different image{'' if len(order) == 1 else 's'}",
+            "At least 3 are needed: one each to train on, to validate and to test.",
+        )
+    first, second = (sum(_unit(key) < cut for key in keys.values()) for cut in _CUTS)
+    second = min(second, len(order) - 1)
+    first = max(min(first, second - 1), 1)
+    second = max(second, first + 1)
+    place = {look: int(rank >= first) + int(rank >= second) for rank, look in enumerate(order)}
+    chosen = torch.tensor([place[look] for look in pixels])
+    return {name: (chosen == i).nonzero().flatten() for i, name in enumerate(("train", "validation", "test"))}
+
+
+def _unit(key: str) -> float:
+    """A SHA-256 in hexadecimal as a number in [0, 1)."""
+    return int(key[:12], 16) / 16**12
+
+
+def _part(name: str, values: Tensor, numbers: Tensor | None, index: Tensor) -> Split:
+    return Split(name, values[index], None if numbers is None else numbers[index])
+
+
+def _hashes(parts: dict[str, Split], classes: tuple[str, ...]) -> dict[str, str]:
+    """SHA-256 of the levels and of the class names, image by image, of each split: independent of where the folder lies."""
+    found = {}
+    for name, part in parts.items():
+        found[name] = hashlib.sha256(part.values.numpy().tobytes()).hexdigest()
+        if part.labels is not None:
+            text = "\n".join(classes[i] for i in part.labels.tolist())
+            found[f"{name} labels"] = hashlib.sha256(text.encode()).hexdigest()
+    return found
+
+
+def _note(reading: Reading, classes: tuple[str, ...], index: dict[str, Tensor]) -> str:
+    sizes = ", ".join(f"{len(chosen):,} {name}" for name, chosen in index.items())
+    same = len(reading.pictures) - len({picture.levels.tobytes() for picture in reading.pictures})
+    return "; ".join((
+        reading.note(),
+        f"{len(classes)} classes from the names of folders" if classes else "no classes: all in one folder",
+        f"split by content: {sizes}{f'; {same:,} look like another one and share its split' if same else ''}",
+    ))
