@@ -71,14 +71,11 @@ def evaluation_tables(finished: Sequence[Run]) -> Iterator[tuple[str, Table, str
         unit, log_p = members[0][1]["elbo"]["unit"], members[0][1]["log_p"]
         value = "pixel" if unit == "nats/image" else "value"
         of = "images" if log_p["se"] == log_p["plain_se"] else "the mean gap"
-        few = (
-            ""
-            if log_p["ess_median"] >= 10
-            else " (too few: log p(x) is low, and its Monte-Carlo error an underestimate)"
-        )
+        few = "" if log_p["ess_p10"] >= 10 else " (a few draws carry some images: their log p(x) is low)"
         about_numbers = (
             f"{unit}, value +- standard error over images; log p(x): K = {log_p['k']:,} on n = {log_p['n']:,}, +- that of {of}, "
-            f"median effective sample size {log_p['ess_median']:.1f}{few}; MSE per {value}"
+            f"effective sample size: median {log_p['ess_median']:.1f}, tenth percentile {log_p['ess_p10']:.1f}{few}; "
+            f"MSE per {value}"
         )
         yield heading, rows, about_numbers
 

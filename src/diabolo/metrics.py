@@ -204,8 +204,8 @@ def log_p(e: Evidence) -> Entry | None:
 
     A lower bound in expectation that rises with K. `se` is the gap's, how well the mean over this split is known; where all
     images are sampled it is over images, as the bound's. `se_sampling` is over images in both cases, by the two-phase formula
-    S^2(log p) / N + (1/n - 1/N) S^2(gap). `mc_se` is the draws' share, by the delta method: where the effective sample size is
-    below about 10, a few draws carry the weight and `mc_se` is an underestimate.
+    S^2(log p) / N + (1/n - 1/N) S^2(gap). `mc_se` is the draws' share, by the delta method: where images have an effective
+    sample size below about 10, a few draws carry the weight and `mc_se` is an underestimate.
 
     Reference: Burda et al. (2016), arXiv:1509.00519, section 5.
     """
