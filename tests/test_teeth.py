@@ -35,6 +35,7 @@ def test_what_counts_as_a_wrong_number():
     sound = {"a": 1.0, "b": 2.0, "c": "refused", "d": "refused"}
     assert teeth.changed(sound, {"a": 1.0, "b": 2.5, "c": 3.0, "d": "refused"}) == ["b", "c"]
     assert teeth.changed(sound, {**sound, "a": "refused"}) == [], "a refusal is no wrong number"
+    assert teeth.changed(sound, {**sound, "e": 1.0}) == [], "nothing to compare it with"
     with pytest.raises(RuntimeError, match="not finite: a"):
         teeth.changed(sound, {**sound, "a": float("nan")})
 
@@ -44,6 +45,7 @@ def test_the_committed_result_is_of_this_list_and_every_bug_was_caught():
     assert list(rows) == list(BUGS)
     for name, row in rows.items():
         assert row["runs"] and row["wrong_numbers"] > 0, name
+        assert row["example"]["sound"] is not None and row["example"]["planted"] != row["example"]["sound"], name
         file, _, test = row["caught_by"].partition("::")
         assert file in BUGS[name].tests
         assert f"def {test.partition('[')[0]}(" in (teeth.TESTS / file).read_text(encoding="utf-8"), row["caught_by"]

@@ -30,6 +30,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS, TESTS, SOURCE = ROOT / "tools", ROOT / "tests", ROOT / "src" / "diabolo"
+#: Read once: the sound copy and every bug run the same one.
+PROBE = (TOOLS / "teeth_probe.py").read_text(encoding="utf-8")
 #: A planted bug may make the program slow; nothing here takes a tenth of this.
 SECONDS = 600
 
@@ -101,7 +103,7 @@ class Copy:
         Raises:
             RuntimeError: if it does not end well, or another copy ran.
         """
-        done = self._python(str(TOOLS / "teeth_probe.py"), *parts)
+        done = self._python("-c", PROBE, *parts)
         if done.returncode:
             raise RuntimeError(f"the program does not run: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
         found = json.loads(done.stdout)
@@ -128,7 +130,8 @@ class Copy:
 
 
 def changed(sound: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """The numbers that a bug makes wrong: finite and another than the sound copy's, or given where that one refuses.
+    """The numbers that a bug makes wrong: finite and another than the sound copy's, or given where that one refuses. A
+    number that the sound copy does not have proves nothing.
 
     Raises:
         RuntimeError: if one is not finite.
@@ -137,7 +140,7 @@ def changed(sound: dict[str, Any], found: dict[str, Any]) -> list[str]:
     odd = [name for name, value in numbers.items() if not math.isfinite(value)]
     if odd:
         raise RuntimeError(f"not finite: {', '.join(odd[:3])}")
-    return [name for name, value in numbers.items() if value != sound.get(name)]
+    return [name for name, value in numbers.items() if name in sound and value != sound[name]]
 
 
 def examine(bug: Bug, sound: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +155,7 @@ def examine(bug: Bug, sound: dict[str, Any]) -> dict[str, Any]:
             row["runs"] = bool(wrong)
             row["wrong_numbers"] = len(wrong)
             if wrong:
-                row["example"] = {"number": wrong[0], "sound": sound.get(wrong[0]), "planted": found[wrong[0]]}
+                row["example"] = {"number": wrong[0], "sound": sound[wrong[0]], "planted": found[wrong[0]]}
             failure = copy.failure(bug.tests, bug.select)
             if failure:
                 row |= {"caught_by": failure["test"].removeprefix("tests/"), "why": failure["why"]}
