@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import lzma
 import sys
 import tarfile
@@ -18,6 +17,7 @@ from diabolo.data import Access, debian, load, sources
 from diabolo.data.catalogue import FASHION_MNIST, Debian
 from diabolo.data.fetching import Failed
 from diabolo.errors import DataError, UsageError
+from stand_in import stand_in
 
 PACKAGE = Debian("dataset-tiny", 2_000, "/usr/share/datasets/of-no-machine/tiny")
 
@@ -149,13 +149,7 @@ def test_xz_delivers_no_more_than_it_is_asked_for():
 
 # -- apt-get -----------------------------------------------------------------------------------------------------------
 
-_APT = """#!{python}
-import json, os, pathlib, sys
-pathlib.Path({log!r}).open("a").write(json.dumps([sys.argv[1:], os.getcwd()]) + "\\n")
-if {fails}:
-    sys.exit("E: Unable to locate package dataset-tiny")
-pathlib.Path("dataset-tiny_1.0_all.deb").write_bytes(pathlib.Path({deb!r}).read_bytes())
-"""
+_APT = 'pathlib.Path("dataset-tiny_1.0_all.deb").write_bytes(kept)'
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="a script stands in for apt-get")
 
@@ -165,14 +159,7 @@ def apt(tmp_path, monkeypatch):
     """Installs a stand-in for apt-get that delivers a .deb; returns a reader of its calls."""
 
     def install(body: bytes, fails: bool = False):
-        (tmp_path / "kept").write_bytes(body)
-        script, log = tmp_path / "bin" / "apt-get", tmp_path / "apt.log"
-        script.parent.mkdir()
-        text = _APT.format(python=sys.executable, log=str(log), fails=fails, deb=str(tmp_path / "kept"))
-        script.write_text(text, encoding="utf-8")
-        script.chmod(0o755)
-        monkeypatch.setenv("PATH", str(script.parent))
-        return lambda: [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        return stand_in(tmp_path, monkeypatch, "apt-get", body, _APT, "E: Unable to locate package dataset-tiny", fails)
 
     return install
 

@@ -23,6 +23,7 @@ from diabolo.data import Access, fetching, manage, sources
 from diabolo.data.catalogue import COLLECTIONS, MNIST
 from diabolo.data.fetching import Failed, holds, read_members
 from diabolo.errors import DataError, UsageError
+from stand_in import stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -458,14 +459,8 @@ def test_the_offline_error_says_all_that_is_needed(tmp_path):
 
 # -- npm ---------------------------------------------------------------------------------------------------------------
 
-_NPM = """#!{python}
-import json, os, pathlib, sys
-pathlib.Path({log!r}).open("a").write(json.dumps([sys.argv[1:], os.getcwd()]) + "\\n")
-if {fails}:
-    sys.exit("npm error code E404")
-target = pathlib.Path(sys.argv[sys.argv.index("--pack-destination") + 1])
-(target / "tiny-data-1.0.0.tgz").write_bytes(pathlib.Path({tarball!r}).read_bytes())
-"""
+_NPM = """target = pathlib.Path(sys.argv[sys.argv.index("--pack-destination") + 1])
+(target / "tiny-data-1.0.0.tgz").write_bytes(kept)"""
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="a script stands in for npm")
 
@@ -475,15 +470,7 @@ def npm(tmp_path, monkeypatch):
     """Installs a stand-in for npm that delivers a tarball; returns a reader of its calls."""
 
     def install(tarball: bytes, fails: bool = False):
-        put(tmp_path / "registry", {"tarball": tarball})
-        script, log = tmp_path / "bin" / "npm", tmp_path / "npm.log"
-        script.parent.mkdir()
-        kept = str(tmp_path / "registry" / "tarball")
-        text = _NPM.format(python=sys.executable, log=str(log), fails=fails, tarball=kept)
-        script.write_text(text, encoding="utf-8")
-        script.chmod(0o755)
-        monkeypatch.setenv("PATH", str(script.parent))
-        return lambda: [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        return stand_in(tmp_path, monkeypatch, "npm", tarball, _NPM, "npm error code E404", fails)
 
     return install
 

@@ -65,7 +65,7 @@ def evaluate(
     access: Access | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Measure a run on its test split: {metric: {value, se, n, unit, split}}, elbo negative, nats per example.
+    """Measure a run on its test split: {metric: {value, se, n, unit, split}}, nats per example.
 
     Arguments:
         run: a run or its directory.

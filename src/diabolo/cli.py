@@ -24,9 +24,10 @@ from diabolo import listings, registry, verbs
 from diabolo.data.access import Access
 from diabolo.errors import DiaboloError, UsageError, did_you_mean
 from diabolo.listings import megabytes
-from diabolo.options import DataOptions, Device, Imports, Override, RunPath
+from diabolo.options import DataOptions, Device, Imports, Json, Override, RunPath
 from diabolo.options import existing_run as _existing_run
 from diabolo.options import import_modules as _import
+from diabolo.options import say as _say
 from diabolo.progress import Progress
 
 if TYPE_CHECKING:
@@ -52,13 +53,13 @@ def reproduce(
     chapter: Annotated[str | None, Parameter(help="A chapter; left out, the chapters are listed.")] = None,
     /,
     *,
-    full: Annotated[bool, Parameter(help="K = 5,000 on all test images (hours instead of minutes).")] = False,
+    full: Annotated[bool, Parameter(help="K = 5,000 on all test images (much longer).")] = False,
     smoke: Annotated[bool, Parameter(help="One epoch and small K: does everything run? Numbers mean nothing.")] = False,
     out: Annotated[
         Path | None, Parameter(help="Where to; runs/reproduce/CHAPTER (runs/smoke/CHAPTER with --smoke).")
     ] = None,
     device: Device = "auto",
-    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> int:
     """Run a chapter from data to report; finished parts are used again."""
@@ -120,7 +121,7 @@ def train(
         bool, Parameter(name="--evaluate", negative="--no-evaluate", help="Evaluate on the test split and report.")
     ] = True,
     device: Device = "auto",
-    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> int:
     """Train a preset, then evaluate it and write its report; seed=0,1,2 makes one run each."""
@@ -164,7 +165,7 @@ def evaluate(
     full: Annotated[bool, Parameter(help="K = 5,000 on all images.")] = False,
     import_: Imports = (),
     device: Device = "auto",
-    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> int:
     """Measure a run: ELBO, log p(x) by importance sampling, rate, distortion, errors, active units, probes."""
@@ -232,7 +233,7 @@ def report(run: RunPath, /, *, import_: Imports = (), options: DataOptions = Dat
 
 
 @app.command(name="list")
-def list_(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
+def list_(*, as_json: Json = False) -> int:
     """List presets with their parts, reference and expected number, and the registered components."""
     presets = {name: configuration.read_preset(name) for name in configuration.preset_names()}
     if as_json:
@@ -251,7 +252,7 @@ def config_(
     /,
     *overrides: Override,
     import_: Imports = (),
-    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    as_json: Json = False,
 ) -> int:
     """Print the resolved configuration, each value with its origin."""
     _import(import_)
@@ -264,7 +265,7 @@ def config_(
 
 
 @app.command
-def doctor(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
+def doctor(*, as_json: Json = False) -> int:
     """Describe this environment: versions, machine, device, cache. For a report of a fault."""
     from diabolo.engine import environment, pick_device
 
@@ -293,7 +294,7 @@ def data_get(name: str, /, *, options: DataOptions = DataOptions()) -> int:
 
 
 @data_app.command(name="list")
-def data_list(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
+def data_list(*, as_json: Json = False) -> int:
     """List the data sets: size, whether they are in the cache, where they come from."""
     from dataclasses import asdict
 
@@ -331,7 +332,7 @@ def data_export(name: str, folder: Path, /, *, split: str | None = None, options
 
 
 @data_app.command(name="check")
-def data_check(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
+def data_check(path: Path, /, *, as_json: Json = False) -> int:
     """Read a folder of images as data=folder:PATH would, and list each file that cannot be read."""
     from diabolo.data import images
 
@@ -450,10 +451,6 @@ def _is_cached(name: str, access: Access) -> bool:
 def _out() -> Console:
     """A console on stdout that cuts nothing off where it is no terminal."""
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _progress() -> Any:

@@ -75,8 +75,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a run and write evaluation.json and per_image.safetensors into it.
 
-    Returns {metric: {value, se, n, unit, split, ...}} with `about`; elbo is negative, nats per example; a metric that does
-    not apply is absent.
+    Returns {metric: {value, se, n, unit, split, ...}} with `about`; elbo is the bound itself (negative for
+    discrete data), nats per example; a metric that does not apply is absent.
 
     Raises:
         DataError: if run, weights or data are missing or do not match.
@@ -126,7 +126,7 @@ def _finite(
     try:
         evidence, seconds = measure(model)
     except ValueError as error:
-        if isinstance(error, UsageError):
+        if not str(error).startswith("Expected parameter"):  # torch.distributions on parameters outside their range
             raise
         raise DataError(f"{run.path} cannot be measured", f"{why} {str(error).splitlines()[0]}", remedy) from error
     if not all(t.isfinite().all() for t in (evidence.elbo, evidence.kl, evidence.mse_sample)):

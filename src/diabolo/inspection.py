@@ -5,7 +5,6 @@ Examples are a split of the run's own data or a NumPy file, always in their orde
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import shutil
@@ -29,7 +28,8 @@ from diabolo.engine import own_randomness
 from diabolo.errors import DataError, DiaboloError, UsageError
 from diabolo.metrics import float64, keyed_inference
 from diabolo.models.autoencoder import Autoencoder
-from diabolo.plots import image_grid
+from diabolo.pictures import random_examples
+from diabolo.plots import image_png
 from diabolo.progress import Progress
 from diabolo.runs import Run, sha256, spec_from_dict, states, write_bytes
 from diabolo.seeds import fold
@@ -134,12 +134,9 @@ def score(
     """ELBO, distortion and rate of each example, with the draws of z that an evaluation gives the example of that index.
 
     Raises:
-        UsageError: for a model without a prior, which has no ELBO.
         DataError: if the run's test examples are needed for the percentile and cannot be had.
     """
     model, progress = run.model().to(device), progress or Progress()
-    if getattr(model, "prior", None) is None:
-        raise UsageError("this model has no prior, so it has no ELBO", remedy="Take a variational autoencoder.")
     with own_randomness(torch.device(device)):
         elbo, rate = _elbo(model, given.loader(device), samples, progress, given.source)
         known = _evaluated(run, samples)
@@ -215,7 +212,7 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
 @torch.no_grad()
 def reconstructions(model: Autoencoder, loader: Loader, *, n: int, seed: int) -> Tensor:
     """(2, n, C, H, W): n random examples, and their reconstructions at z = mu."""
-    real = _chosen(loader, n, seed)
+    real = random_examples(loader, n, seed)
     return torch.stack([real, model.reconstruct(real).mean[0]])
 
 
@@ -224,7 +221,7 @@ def interpolations(model: Autoencoder, loader: Loader, *, steps: int, pairs: int
     """(pairs, steps + 2, C, H, W): an example, decoder means on the straight line between two posterior means, the other."""
     if 2 * pairs > len(loader):
         raise UsageError(f"{pairs} pairs need {2 * pairs} examples, there are {len(loader)}")
-    real = _chosen(loader, 2 * pairs, seed)
+    real = random_examples(loader, 2 * pairs, seed)
     mean = model.encode(real).mean
     share = torch.linspace(0, 1, steps).view(-1, *[1] * mean.ndim)  # (steps, 1, ...)
     z = (1 - share) * mean[::2] + share * mean[1::2]  # (steps, pairs, *latent)
@@ -247,11 +244,6 @@ def traversals(model: Autoencoder, codes: Tensor, *, steps: int, span: float) ->
     return model.decode(z[None]).mean[0].unflatten(0, (len(order), steps)), order, activity[order]
 
 
-def _chosen(loader: Loader, n: int, seed: int) -> Tensor:
-    order = torch.randperm(len(loader), generator=torch.Generator().manual_seed(fold(seed, "pictures")))
-    return next(iter(loader.ordered(n, indices=order[:n]))).x
-
-
 def grid(rows: Tensor) -> bytes:
     """A PNG of images (rows, columns, C, H, W).
 
@@ -260,7 +252,7 @@ def grid(rows: Tensor) -> bytes:
     """
     if rows.ndim != 5:
         raise UsageError("this model's data are vectors, not images", "There is no picture of them.")
-    return base64.b64decode(image_grid(rows.flatten(0, 1), columns=rows.shape[1]).partition(",")[2])
+    return image_png(rows.flatten(0, 1), columns=rows.shape[1])
 
 
 def in_lines(pairs: Tensor, columns: int) -> Tensor:

@@ -160,7 +160,8 @@ def _monte_carlo_se(variances: Tensor) -> float:
 # ------------------------------------------------------------------------------------------------ the metrics
 @register("metric", "elbo")
 def elbo(e: Evidence) -> Entry:
-    """Evidence lower bound, E_q[log p(x, z) - log q(z | x)] <= log p(x): negative, nats per example, z always drawn."""
+    """Evidence lower bound, E_q[log p(x, z) - log q(z | x)] <= log p(x), nats per example, z always drawn: the bound itself,
+    to be maximised; negative for discrete data."""
     return e.entry(e.elbo, e.unit, mc_se=_monte_carlo_se(e.elbo_variance), samples=e.samples)
 
 

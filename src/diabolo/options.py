@@ -36,12 +36,12 @@ class DataOptions:
     yes: Annotated[bool, Parameter(name=["--yes", "-y"], help="Fetch without asking.")] = False
 
     def access(self) -> Access:
-        return Access(data_dir=self.data_dir, source=self.source, offline=self.offline, confirm=self._confirm, say=_say)
+        return Access(data_dir=self.data_dir, source=self.source, offline=self.offline, confirm=self._confirm, say=say)
 
     def _confirm(self, text: str) -> bool:
         if self.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
             return True
-        _say(text)
+        say(text)
         return _stderr().input("Fetch it? [Y/n] ", markup=False).strip().lower() in {"", "y", "yes"}
 
 
@@ -49,7 +49,8 @@ def _stderr() -> Console:
     return Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """One line of news on stderr."""
     _stderr().print(text, markup=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from diabolo.data import Dataset, Loader
 from diabolo.errors import UsageError
 from diabolo.models.autoencoder import Autoencoder
-from diabolo.plots import image_grid
+from diabolo.plots import image_png
 from diabolo.report import Pictures
 from diabolo.seeds import fold
 
@@ -22,6 +21,12 @@ def shared_noise(n: int, latent: int, seed: int) -> Tensor:
     return torch.stack(columns, 1)
 
 
+def random_examples(loader: Loader, n: int, seed: int) -> Tensor:
+    """n examples of a split (n, *data), or all where there are fewer, chosen and ordered by the seed alone."""
+    order = torch.randperm(len(loader), generator=torch.Generator().manual_seed(fold(seed, "pictures")))
+    return next(iter(loader.ordered(n, indices=order[:n]))).x
+
+
 @torch.no_grad()
 def pictures(model: Autoencoder, dataset: Dataset, *, n: int = 64, seed: int = 0, split: str = "test") -> Pictures:
     """n random images of a split, their reconstructions at z = mu, and n decoder means at z ~ N(0, I).
@@ -29,13 +34,12 @@ def pictures(model: Autoencoder, dataset: Dataset, *, n: int = 64, seed: int = 0
     Which images and which z depend on the seed alone, so that models can be compared picture by picture.
     """
     loader = Loader(dataset, split)
-    order = torch.randperm(len(loader), generator=torch.Generator().manual_seed(fold(seed, "pictures")))
-    batch = next(iter(loader.ordered(n, indices=order[:n])))
+    real = random_examples(loader, n, seed)
     prior = model.prior()
     z = prior.mean + prior.stddev * shared_noise(n, prior.mean.shape[0], seed)
     return Pictures(
-        real=batch.x,
-        reconstructed=model.reconstruct(batch.x).mean[0],
+        real=real,
+        reconstructed=model.reconstruct(real).mean[0],
         generated=model.decode(z[None]).mean[0],
         seed=seed,
     )
@@ -52,4 +56,4 @@ def sample_grid(model: Autoencoder, *, n: int, seed: int, temperature: float) ->
         images = model.sample(n, temperature=temperature).mean[0]
     if images.ndim != 4:
         raise UsageError("this model's data are vectors, not images", "There is no picture of them.")
-    return base64.b64decode(image_grid(images, columns=math.ceil(math.sqrt(n))).partition(",")[2])
+    return image_png(images, columns=math.ceil(math.sqrt(n)))

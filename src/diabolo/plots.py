@@ -253,8 +253,8 @@ def dimension_bars(kl: Sequence[float], y: str, series: int = 0) -> Figure:
     return figure
 
 
-def image_grid(images: Tensor, columns: int = 8, gap: int = 1) -> str:
-    """Lays images (n, C, H, W) in [0, 1] out row by row, on a transparent ground, as a PNG data URI.
+def image_png(images: Tensor, columns: int = 8, gap: int = 1) -> bytes:
+    """Lays images (n, C, H, W) in [0, 1] out row by row, on a transparent ground, as a PNG.
 
     Raises:
         ValueError: if C is neither 1 nor 3, or there is no image.
@@ -271,4 +271,9 @@ def image_grid(images: Tensor, columns: int = 8, gap: int = 1) -> str:
         canvas[top : top + height, left : left + width, channels] = 255
     buffer = io.BytesIO()
     Image.fromarray(canvas).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+
+def image_grid(images: Tensor, columns: int = 8, gap: int = 1) -> str:
+    """The same as a data URI, for a page."""
+    return "data:image/png;base64," + base64.b64encode(image_png(images, columns, gap)).decode("ascii")

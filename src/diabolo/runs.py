@@ -101,7 +101,11 @@ def source_hash(*parts: str) -> str:
 
 
 def _files(path: Path) -> Iterable[Path]:
-    return [path] if path.is_file() else (p for p in path.rglob("*") if p.suffix in {".py", ".toml", ".j2"})
+    return (
+        [path]
+        if path.is_file()
+        else (p for p in path.rglob("*") if p.suffix in {".py", ".toml", ".j2", ".css", ".svg"})
+    )
 
 
 class Journal:

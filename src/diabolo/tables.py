@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from diabolo import config
 from diabolo.errors import DataError
 
 if TYPE_CHECKING:
@@ -128,15 +129,9 @@ def digits_of(metric: str) -> int:
 SHARES = ("linear_probe", "nearest_neighbour")
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested configuration as dotted keys, the way the command line writes them."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = "none" if value is None else str(value)
-    return flat
+def flatten(tree: Mapping[str, Any]) -> dict[str, str]:
+    """A nested configuration as {dotted path: text}."""
+    return {path: "none" if value is None else str(value) for path, value in config.flatten(tree).items()}
 
 
 def shared_and_differing(trees: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -170,6 +165,7 @@ COLUMNS = ("elbo", "log_p", "gap", "mse_mean", "mse_sample", "active_units")
 
 
 def cell(reading: Reading, metric: str, published: Mapping[str, float]) -> Cell:
+    """A measured value of table 4-1 in the metric's own unit, the article's beside it where it gives one."""
     source = reading.evaluation["log_p" if metric == "gap" else metric]
     value = float(source["gap" if metric == "gap" else "value"])
     digits, se = digits_of(metric), source.get("se")
@@ -246,6 +242,11 @@ def changes(first: Reading, other: Reading, published: tuple[Mapping[str, float]
 def log_p_changes(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], elbo: float
 ) -> tuple[tuple[float, float, int], tuple[float, float, int]]:
+    """(mean, SE, n) of the paired change of the gap and of log p(x), nats per example; `elbo` is that of the bound.
+
+    Raises:
+        DataError: if the two were estimated on different images.
+    """
     index = a["log_p_index"]
     if not index.equal(b["log_p_index"]):
         raise DataError(
@@ -300,6 +301,7 @@ def estimate_rows(readings: Sequence[Reading]) -> list[tuple[str, list[str], str
 
 
 def probe_rows(readings: Sequence[Reading]) -> list[dict[str, Any]]:
+    """What the latent code holds, a row a model: probe accuracies, active units, share of variance, rate in nats per example."""
     rows = []
     for r in readings:
         e = r.evaluation
@@ -322,6 +324,7 @@ def probe_rows(readings: Sequence[Reading]) -> list[dict[str, Any]]:
 
 
 def curve_rows(readings: Sequence[Reading]) -> dict[str, Any]:
+    """log p(x) for each K, a row a model, with its errors over images and over draws, nats per example."""
     points = [r.evaluation["log_p_curve"]["points"] for r in readings]
     return {
         "ks": [f"{p['k']:,}" for p in points[0]],

@@ -288,7 +288,7 @@ class Trainer:
 
     # ---------------------------------------------------------------- state
     def save(self) -> None:
-        """Write the state; the weights too, if no epoch has written them yet."""
+        """Write the state; the weights too where the last ones are kept, or none were written yet."""
         here = self.position
         here.metrics_offset = self.journal.offset
         optimiser = {
@@ -340,7 +340,7 @@ def train(
     Raises:
         UsageError: for a configuration that does not fit the data, or a place that cannot be written.
         DataError: if the data cannot be had.
-        DivergedError: after ten non-finite steps in a row; the last good state is kept.
+        DivergedError: after ten non-finite steps in a row (the last good state is kept), or if no validation loss was finite.
         InterruptedRun: after SIGINT or SIGTERM; the state is kept.
     """
     where, progress = pick_device(device), progress or Progress()
@@ -358,10 +358,11 @@ def resume(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> runs.Run:
-    """Go on with a run from its newest whole state; the result has the same bits as an uninterrupted run.
+    """Go on with a run from its newest whole state, or from its start where it was stopped before the first one; the result
+    has the same bits as an uninterrupted run.
 
     Raises:
-        DataError: if there is no state, or the data are not those of the run.
+        DataError: if no state is whole, or the data are not those of the run.
         UsageError: if the run is finished, or another process works on it.
     """
     run = runs.Run(path)
