@@ -1,15 +1,11 @@
-"""Verbs that read runs: compare, reconstruct, interpolate, traverse, score, embed, clean. Each returns an `Answer`, which
-`cli.py` prints. torch is imported only once a command is known to be right."""
+"""Verbs that read runs: compare, reconstruct, interpolate, traverse, score, embed, clean."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -17,30 +13,25 @@ from rich.table import Table
 from diabolo.errors import DataError, UsageError
 from diabolo.listings import megabytes, plain, table
 from diabolo.options import DataOptions, Device, Imports, Json, RunPath, existing_run, import_modules
+from diabolo.verbs.shared import (
+    Answer,
+    Overwrite,
+    Source,
+    SplitName,
+    at_least,
+    given,
+    how_read,
+    label_of,
+    picture,
+    progress,
+    ready,
+)
 
 if TYPE_CHECKING:
     from diabolo.compare import Comparison, Difference, Summary
-    from diabolo.inspection import Examples
-    from diabolo.runs import Run
-    from diabolo.terminal import TerminalProgress
-
-Source = Annotated[Path | None, Parameter(help="A .npy or .npz file with examples; left out, the run's own data.")]
-SplitName = Annotated[
-    Literal["test", "validation", "train"] | None,
-    Parameter(name="--split", help="A split of the run's own data (test)."),
-]
-Overwrite = Annotated[bool, Parameter(help="Replace a file that is there already.")]
 
 #: Digits after the point, by metric; 2 for what is in nats.
 _DIGITS = {"mse_mean": 4, "mse_sample": 4}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a verb found: lines and tables for people, or `data` to be printed as JSON instead."""
-
-    parts: tuple[str | Table, ...] = ()
-    data: Any = None
 
 
 # ------------------------------------------------------------------------------------------------ comparing
@@ -117,24 +108,24 @@ def score(
     options: DataOptions = DataOptions(),
 ) -> Answer:
     """Write ELBO, distortion, rate and percentile of the test set of each example, in order, as CSV."""
-    _ready(run, path, split, out, overwrite, import_, (".csv",))
-    _at_least("--elbo-samples", elbo_samples, 1)
+    ready(run, path, split, out, overwrite, import_, (".csv",))
+    at_least("--elbo-samples", elbo_samples, 1)
     from diabolo import inspection
     from diabolo.engine import pick_device
 
-    opened, given = _given(run, path, split, options)
-    with _progress() as progress:
+    opened, chosen = given(run, path, split, options)
+    with progress() as shown:
         scores = inspection.score(
             opened,
-            given,
+            chosen,
             samples=elbo_samples,
             access=options.access(),
             device=pick_device(device),
-            progress=progress,
+            progress=shown,
         )
     inspection.write_scores(out, scores)
     mean = f"mean ELBO {scores.elbo.mean():.2f} nats per example, n = {len(scores.elbo):,}"
-    return Answer((*_read(given), f"scores: {out}  ({mean}, {_label(opened)}; {elbo_samples} draws of z)"))
+    return Answer((*how_read(chosen), f"scores: {out}  ({mean}, {label_of(opened)}; {elbo_samples} draws of z)"))
 
 
 def embed(
@@ -150,15 +141,18 @@ def embed(
     options: DataOptions = DataOptions(),
 ) -> Answer:
     """Write the posterior mean of each example, in order."""
-    _ready(run, path, split, out, overwrite, import_, (".npz", ".csv"))
+    ready(run, path, split, out, overwrite, import_, (".npz", ".csv"))
     from diabolo import inspection
     from diabolo.engine import pick_device
 
-    opened, given = _given(run, path, split, options)
+    opened, chosen = given(run, path, split, options)
     where = pick_device(device)
-    codes = inspection.embed(opened.model().to(where), given.loader(where))
+    codes = inspection.embed(opened.model().to(where), chosen.loader(where))
     inspection.write_codes(out, codes)
-    return Answer((*_read(given), f"codes: {out}  ({codes.shape[0]:,} posterior means of {codes.shape[1]} dimensions)"))
+    return Answer((
+        *how_read(chosen),
+        f"codes: {out}  ({codes.shape[0]:,} posterior means of {codes.shape[1]} dimensions)",
+    ))
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -176,15 +170,15 @@ def reconstruct(
     options: DataOptions = DataOptions(),
 ) -> Answer:
     """Write a PNG of random examples, each over its reconstruction at z = mu."""
-    _ready(run, path, split, out, overwrite, import_, (".png",))
-    _at_least("--n", n, 1)
+    ready(run, path, split, out, overwrite, import_, (".png",))
+    at_least("--n", n, 1)
     from diabolo import inspection
 
-    opened, given = _given(run, path, split, options)
-    pairs = inspection.reconstructions(opened.model(), given.loader(), n=n, seed=seed)
+    opened, chosen = given(run, path, split, options)
+    pairs = inspection.reconstructions(opened.model(), chosen.loader(), n=n, seed=seed)
     shown, target = pairs.shape[1], out or run / "reconstructions.png"
-    _picture(target, inspection.in_lines(pairs, min(shown, 16)))
-    return Answer((*_read(given), f"reconstructions: {target}  (n = {shown}, {given.source}, real over z = mu)"))
+    picture(target, inspection.in_lines(pairs, min(shown, 16)))
+    return Answer((*how_read(chosen), f"reconstructions: {target}  (n = {shown}, {chosen.source}, real over z = mu)"))
 
 
 def interpolate(
@@ -202,15 +196,15 @@ def interpolate(
     options: DataOptions = DataOptions(),
 ) -> Answer:
     """Write a PNG with a row for each pair of examples: the one, the straight line between their codes, the other."""
-    _ready(run, path, split, out, overwrite, import_, (".png",))
-    _at_least("--n", n, 2)
-    _at_least("--pairs", pairs, 1)
+    ready(run, path, split, out, overwrite, import_, (".png",))
+    at_least("--n", n, 2)
+    at_least("--pairs", pairs, 1)
     from diabolo import inspection
 
-    opened, given = _given(run, path, split, options)
+    opened, chosen = given(run, path, split, options)
     target = out or run / "interpolations.png"
-    _picture(target, inspection.interpolations(opened.model(), given.loader(), steps=n, pairs=pairs, seed=seed))
-    return Answer((*_read(given), f"interpolations: {target}  ({pairs} pairs, {n} steps, {given.source})"))
+    picture(target, inspection.interpolations(opened.model(), chosen.loader(), steps=n, pairs=pairs, seed=seed))
+    return Answer((*how_read(chosen), f"interpolations: {target}  ({pairs} pairs, {n} steps, {chosen.source})"))
 
 
 def traverse(
@@ -228,25 +222,25 @@ def traverse(
     options: DataOptions = DataOptions(),
 ) -> Answer:
     """Write a PNG with a row for each latent dimension, the most active first, the others at the prior's mean."""
-    _ready(run, path, split, out, overwrite, import_, (".png",))
-    _at_least("--n", n, 2)
+    ready(run, path, split, out, overwrite, import_, (".png",))
+    at_least("--n", n, 2)
     if not 0 < span < float("inf"):
         raise UsageError(f"--span {span} is refused", "It must be greater than 0.")
     from diabolo import inspection
 
-    opened, given = _given(run, path, split, options)
+    opened, chosen = given(run, path, split, options)
     model, target = opened.model(), out or run / "traversals.png"
-    codes = inspection.embed(model, given.loader())
+    codes = inspection.embed(model, chosen.loader())
     if len(codes) < 2:
-        raise DataError(f"{given.source} has one example", "How active a dimension is needs at least two.")
+        raise DataError(f"{chosen.source} has one example", "How active a dimension is needs at least two.")
     pictures, order, activity = inspection.traversals(model, codes, steps=n, span=span)
-    _picture(target, pictures)
+    picture(target, pictures)
     if as_json:
         return Answer(data={"out": str(target), "order": order.tolist(), "activity": activity.tolist()})
     rows = table("row", "latent dimension", "variance of the posterior mean")
     for row, (j, variance) in enumerate(zip(order.tolist(), activity.tolist()), 1):
         rows.add_row(str(row), str(j), f"{variance:.4f}")
-    return Answer((*_read(given), rows, f"traversals: {target}  (-{span:g} to {span:g} prior standard deviations)"))
+    return Answer((*how_read(chosen), rows, f"traversals: {target}  (-{span:g} to {span:g} prior standard deviations)"))
 
 
 # ------------------------------------------------------------------------------------------------ disk
@@ -276,65 +270,6 @@ def clean(
 def _cleaned(found: Mapping[Path, int], yes: bool) -> str:
     total = f"{len(found)} state folders of finished runs, {megabytes(sum(found.values()))}"
     return total if yes or not found else f"{total}; remove them with --yes"
-
-
-# ------------------------------------------------------------------------------------------------ shared
-def _ready(
-    run: Path,
-    path: Path | None,
-    split: str | None,
-    out: Path | None,
-    overwrite: bool,
-    modules: tuple[str, ...],
-    suffixes: tuple[str, ...],
-) -> None:
-    """Refuse what is wrong before torch is imported."""
-    if path is not None and split is not None:
-        raise UsageError(f"{path} and --split {split} exclude each other", remedy="Name one of them.")
-    if out is not None:
-        if out.suffix.lower() not in suffixes:
-            raise UsageError(f"--out {out} is refused", f"Its name must end in {' or '.join(suffixes)}.")
-        if out.exists() and not overwrite:
-            raise UsageError(f"{out} exists already", remedy="Choose another --out, or add --overwrite.")
-    import_modules(modules)
-    existing_run(run)
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UsageError(f"{name} {value} is refused", f"It must be at least {least}.")
-
-
-def _given(run: Path, path: Path | None, split: str | None, options: DataOptions) -> tuple[Run, Examples]:
-    from diabolo import inspection
-    from diabolo.runs import Run
-
-    opened = Run(run)
-    return opened, inspection.examples(opened, path, split or "test", options.access())
-
-
-def _picture(target: Path, rows: Any) -> None:
-    from diabolo import inspection
-    from diabolo.runs import write_bytes
-
-    write_bytes(target, inspection.grid(rows))
-
-
-def _read(given: Examples) -> tuple[str, ...]:
-    return (f"{given.source}: {given.note}",) if given.note else ()
-
-
-def _label(run: Run) -> str:
-    from diabolo import registry
-
-    kind: Any = registry.get("likelihood", run.config.model.likelihood.name)
-    return f"likelihood {run.config.model.likelihood.name}{'' if kind.normalised else ', unnormalised'}"
-
-
-def _progress() -> AbstractContextManager[TerminalProgress]:
-    from diabolo.terminal import TerminalProgress
-
-    return TerminalProgress(sys.stderr)
 
 
 VERBS = (compare, score, embed, reconstruct, interpolate, traverse, clean)

@@ -1,0 +1,10 @@
+"""Verbs that return an `Answer`, which `cli.py` prints. torch is imported only once a command is known to be right."""
+
+from __future__ import annotations
+
+from diabolo.verbs import reading
+from diabolo.verbs.shared import Answer
+
+__all__ = ["VERBS", "Answer"]
+
+VERBS = (*reading.VERBS,)
