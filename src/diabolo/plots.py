@@ -205,6 +205,30 @@ def sample_curves(curves: Sequence[Curve], y: str) -> Figure:
     return figure
 
 
+def lines(
+    curves: Sequence[Curve], x: str, y: str, *, log_x: bool = False, log_y: bool = False, markers: bool = True
+) -> Figure:
+    """Draws curves on common axes; the legend is HTML. Dashed ones are those with `dashed`."""
+    figure, axes = _axes(6.4, 3.8, x, y)
+    for c in curves:
+        axes.errorbar(
+            c.x,
+            c.y,
+            yerr=None if c.errors is None else list(c.errors),
+            color=colour(c.series),
+            linestyle="--" if c.dashed else "-",
+            linewidth=1.6,
+            marker=MARKERS[c.series % len(MARKERS)] if markers else None,
+            markersize=4.5,
+            capsize=2,
+        )
+    if log_x:
+        axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
+    return figure
+
+
 def projection(means: Tensor, components: int = 2) -> np.ndarray:
     """Projects means (N, d) on their first principal components: (N, components); the largest loading is positive."""
     x = means.detach().double().cpu().numpy()
@@ -221,10 +245,18 @@ def class_scatter(means: Tensor, labels: Tensor | None, explained: Sequence[floa
 
     `explained`: share of the variance of the means along each component, printed on the axes.
     """
-    points = projection(means)
-    groups = np.zeros(len(points), dtype=int) if labels is None else labels.cpu().numpy().astype(int)
     names = [f"component {i + 1} ({100 * share:.1f} % of variance)" for i, share in enumerate(explained[:2])]
-    figure, axes = _axes(4.3, 4.0, names[0], names[1])
+    return _scatter(projection(means), labels, names[0], names[1])
+
+
+def code_scatter(codes: Tensor, labels: Tensor | None) -> Figure:
+    """Draws codes of two dimensions (N, 2) as they are, a colour and marker a class; the page has the legend."""
+    return _scatter(codes.detach().double().cpu().numpy(), labels, "z1", "z2")
+
+
+def _scatter(points: np.ndarray, labels: Tensor | None, x: str, y: str) -> Figure:
+    groups = np.zeros(len(points), dtype=int) if labels is None else labels.cpu().numpy().astype(int)
+    figure, axes = _axes(4.3, 4.0, x, y)
     # Ten slices, each with all classes: no class lies wholly on top of the others.
     for part in np.array_split(np.arange(len(points)), 10):
         for group in sorted(set(groups[part].tolist())):
