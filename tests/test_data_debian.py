@@ -15,7 +15,7 @@ import pytest
 import fault_server as faults
 from diabolo.data import Access, debian, load, sources
 from diabolo.data.catalogue import FASHION_MNIST, Debian
-from diabolo.data.fetching import Failed
+from diabolo.data.placing import Failed
 from diabolo.errors import DataError, UsageError
 from stand_in import stand_in
 
