@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from diabolo import registry
-from diabolo.data import debian, fetching, folders
+from diabolo.data import debian, fetching, layouts
 from diabolo.data.access import Access
 from diabolo.data.catalogue import COLLECTIONS, Collection, Debian, File, Tarball
 from diabolo.data.placing import Failed, holds
@@ -116,7 +116,7 @@ class _Source:
 
 def _sources(collection: Collection, access: Access, folder: Path) -> Iterator[_Source]:
     """All sources in order; a .gz that somebody put into the cache folder counts as cached."""
-    from_folder = partial(folders.from_folder, collection)
+    from_folder = partial(layouts.from_folder, collection)
     yield _Source("cache", f"the cache {folder}", lambda missing: from_folder(missing, folder, folder))
     if (own := access.data_dir) is not None:
         yield _Source("dir", f"the folder {own}", lambda missing: from_folder(missing, own, folder))
@@ -145,7 +145,7 @@ def _on_disk(collection: Collection, package: Debian, access: Access, folder: Pa
         yield _Source("dir", f"the package {path}", partial(debian.from_deb, path, package, folder=folder))
     installed = Path(package.folder)
     if installed.is_dir():
-        take = partial(folders.from_folder, collection, source=installed, folder=folder)
+        take = partial(layouts.from_folder, collection, source=installed, folder=folder)
         yield _Source("installed", f"the installed package in {installed}", take)
 
 
