@@ -252,6 +252,7 @@ def strict(text: str) -> Any:
 ELSEWHERE = {
     ("dataset", "tensor"): "test_examples_of_ones_own_from_python",
     ("dataset", "fashion-mnist"): "test_data_debian.test_fashion_mnist_is_fashion_mnist",
+    ("dataset", "cifar10"): "test_data_cifar.test_records_become_splits",
     ("dataset", "folder"): "test_data_folder.test_a_folder_is_trained_evaluated_and_reported",
 }
 
