@@ -137,7 +137,7 @@ def train(
     if smoke:
         overrides = _smoke_overrides(overrides, time, resume)
     plans = _train_plans(preset, overrides, out, resume)
-    limit = durations.seconds(time) if time else math.inf
+    limit = math.inf if time is None else durations.seconds(time)
     options.access()
     from diabolo import evaluation, training
 
@@ -399,7 +399,8 @@ def _train_plans(
 def _smoke_overrides(overrides: Sequence[str], time: str | None, resume: Path | None) -> tuple[str, ...]:
     """What --smoke changes, refusing what it cannot go with."""
     set_already = next((text for text in overrides if text.partition("=")[0].strip() == "train.epochs"), None)
-    other = f"--time {time}" if time else f"--resume {resume}" if resume else set_already
+    resumed, timed = resume and f"--resume {resume}", time is not None and f"--time {time}"
+    other = resumed or timed or set_already
     if other:
         raise UsageError(
             f"--smoke and {other} exclude each other", "A smoke run is one epoch of a few steps, from the start."

@@ -20,7 +20,7 @@ from diabolo.errors import DataError, UsageError
 
 #: The quantities that training logs for every epoch.
 QUANTITIES = ("loss", "distortion", "rate")
-#: The longer side of a picture in a notebook, at least half of it and where the picture is no larger.
+#: A picture smaller than this is enlarged in a notebook, as far as a whole factor fits.
 SHOWN_PIXELS = 480
 
 
