@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from diabolo import cli, compare, durations, evaluation, inspection, runs, training
-from diabolo.chapters import mnist as chapter
+from diabolo.chapters import parts
 from diabolo.config import resolve
 from diabolo.errors import UsageError
 from diabolo.progress import Progress
@@ -154,11 +154,25 @@ def test_an_interrupted_run_is_evaluated_with_a_warning(tmp_path, caplog):
 def test_a_chapter_goes_on_with_a_stopped_run_and_clean_leaves_its_state(tmp_path):
     config, dataset, reused = small_config(), small_data(), []
     run = stopped(config, tmp_path / "run", dataset, 7)
-    assert chapter._state(run.path, config, dataset) == "resumable"
+    assert parts._state(run.path, config, dataset) == "resumable"
     assert inspection.spare_states(tmp_path) == []
-    run = chapter._trained(run.path, config, dataset, "cpu", Progress(), reused)
+    run = parts.trained(run.path, config, dataset, "cpu", Progress(), reused)
     assert (run.status["state"], run.status["step"], reused) == ("finished", 15, [])
     assert [folder for folder, _ in inspection.spare_states(tmp_path)] == [run.path / "state"]
+
+
+def test_a_chapter_measures_again_what_was_measured_before_the_end(tmp_path):
+    """After the last step the weights are the final ones already, but the evaluation says "stopped"."""
+    config, dataset, reused = small_config("train.keep=last"), small_data(), []
+    run = stopped(config, tmp_path / "run", dataset, 15)
+    for end in ("stopped", "finished"):
+        if end == "finished":
+            run = parts.trained(run.path, config, dataset, "cpu", Progress(), [])
+        parts.evaluated(run, dataset, SMALL, "cpu", Progress(), reused)
+        assert run.evaluation()["about"]["training"] == end
+    assert reused == []
+    parts.evaluated(run, dataset, SMALL, "cpu", Progress(), reused)
+    assert len(reused) == 1
 
 
 def test_the_command_line_stops_evaluates_and_goes_on(capsys):
