@@ -1104,7 +1104,7 @@ def test_evaluating_on_other_data_is_refused(tmp_path):
     with pytest.raises(DataError, match="not those of"):
         diabolo.evaluate(run, noise(60, 6, 5) / 2)
     with pytest.raises((DataError, UsageError), match=r"tensor|memory|array"):
-        diabolo.evaluate(run)
+        diabolo.evaluate(run.path)
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "report", "resume"])

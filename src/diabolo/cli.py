@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import sys
 import traceback
@@ -20,7 +21,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from diabolo import config as configuration
-from diabolo import listings, registry, verbs
+from diabolo import durations, listings, registry, verbs
 from diabolo.data.access import Access
 from diabolo.errors import DiaboloError, UsageError, did_you_mean
 from diabolo.listings import megabytes
@@ -31,6 +32,7 @@ from diabolo.options import say as _say
 from diabolo.progress import Progress
 
 if TYPE_CHECKING:
+    from diabolo.evaluation import Settings
     from diabolo.runs import Run
 
 app = App(
@@ -116,6 +118,12 @@ def train(
         Path | None, Parameter(help="The run directory; runs/PRESET-N where left out. Never overwritten.")
     ] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this run instead of starting one.")] = None,
+    time: Annotated[
+        str | None, Parameter(help="Stop each run in good order after 90s, 5m or 1h30m of training in this process.")
+    ] = None,
+    smoke: Annotated[
+        bool, Parameter(help="A few steps and small K: does everything run? Numbers mean nothing.")
+    ] = False,
     import_: Imports = (),
     evaluate_after: Annotated[
         bool, Parameter(name="--evaluate", negative="--no-evaluate", help="Evaluate on the test split and report.")
@@ -126,19 +134,21 @@ def train(
 ) -> int:
     """Train a preset, then evaluate it and write its report; seed=0,1,2 makes one run each."""
     _import(import_)
+    if smoke:
+        overrides = _smoke_overrides(overrides, time, resume)
     plans = _train_plans(preset, overrides, out, resume)
+    limit = math.inf if time is None else durations.seconds(time)
     options.access()
-    from diabolo import training
+    from diabolo import evaluation, training
 
     finished = []
     with _progress() as progress:
         for config, place in plans:
-            if config is None:
-                run = training.resume(place, access=options.access(), device=device, progress=progress)
-            else:
-                run = training.train(config, out=place, access=options.access(), device=device, progress=progress)
+            how: dict[str, Any] = {"access": options.access(), "device": device, "progress": progress, "seconds": limit}
+            run = training.resume(place, **how) if config is None else training.train(config, out=place, **how)
             if evaluate_after:
-                _evaluate(run, {}, options, device, progress)
+                settings = evaluation.SMOKE if run.config.train.smoke else evaluation.Settings()
+                _evaluate(run, settings, options, device, progress)
                 _report(run, options)
             finished.append(run)
     if as_json:
@@ -150,6 +160,8 @@ def train(
         print(f"run: {run.path}")
         if evaluate_after:
             print(f"report: {run.path / 'report.html'}")
+        if run.config.train.smoke:
+            _say("smoke run: everything works; its numbers mean nothing")
     return 0
 
 
@@ -170,16 +182,16 @@ def evaluate(
 ) -> int:
     """Measure a run: ELBO, log p(x) by importance sampling, rate, distortion, errors, active units, probes."""
     _import(import_)
-    given = {"split": split, "k": k, "images": images, "elbo_samples": elbo_samples}
+    given: dict[str, Any] = {"split": split, "k": k, "images": images, "elbo_samples": elbo_samples}
     if full:
         given |= {"k": given["k"] or 5000, "images": given["images"] or 0}
     _existing_run(run)
+    from diabolo.evaluation import Settings
     from diabolo.runs import Run
 
+    settings = Settings(**{key: value for key, value in given.items() if value is not None})
     with _progress() as progress:
-        result = _evaluate(
-            Run(run), {key: value for key, value in given.items() if value is not None}, options, device, progress
-        )
+        result = _evaluate(Run(run), settings, options, device, progress)
     if as_json:
         print(json.dumps(result))
     else:
@@ -384,19 +396,29 @@ def _train_plans(
     return [(config, out and out / f"seed-{config.seed}") for config in configs]
 
 
+def _smoke_overrides(overrides: Sequence[str], time: str | None, resume: Path | None) -> tuple[str, ...]:
+    """What --smoke changes, refusing what it cannot go with."""
+    set_already = next((text for text in overrides if text.partition("=")[0].strip() == "train.epochs"), None)
+    resumed, timed = resume and f"--resume {resume}", time is not None and f"--time {time}"
+    other = resumed or timed or set_already
+    if other:
+        raise UsageError(
+            f"--smoke and {other} exclude each other", "A smoke run is one epoch of a few steps, from the start."
+        )
+    return (*overrides, "train.epochs=1", "train.smoke=true")
+
+
 def _resolve(preset: str, overrides: Sequence[str]) -> configuration.Resolved:
     if preset.endswith(".json"):
         return configuration.from_dict(configuration.read_json(Path(preset)), overrides)
     return configuration.resolve(preset, overrides)
 
 
-def _evaluate(run: Run, given: dict[str, Any], options: DataOptions, device: str, progress: Progress) -> dict[str, Any]:
+def _evaluate(run: Run, settings: Settings, options: DataOptions, device: str, progress: Progress) -> dict[str, Any]:
     from diabolo import evaluation
 
-    progress.say(f"evaluating {run.path} on the {given.get('split', 'test')} split")
-    return evaluation.evaluate(
-        run, evaluation.Settings(**given), access=options.access(), device=device, progress=progress
-    )
+    progress.say(f"evaluating {run.path} on the {settings.split} split")
+    return evaluation.evaluate(run, settings, access=options.access(), device=device, progress=progress)
 
 
 def _report(run: Run, options: DataOptions) -> Path:

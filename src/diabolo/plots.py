@@ -11,7 +11,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,6 +162,17 @@ class Curve:
     y: Sequence[float]
     dashed: bool = False
     errors: Sequence[float] | None = None
+
+
+def curves_of(rows: Sequence[Mapping[str, Any]], quantity: str, series: int = 0) -> list[Curve]:
+    """The curves of a quantity in the rows of a metrics.jsonl: one a split, against the epoch; none where it is not logged."""
+    curves = []
+    for split in ("train", "validation", "test"):
+        found = [row for row in rows if row["split"] == split and row.get(quantity) is not None]
+        if found:
+            x, y = [row["epoch"] for row in found], [row[quantity] for row in found]
+            curves.append(Curve(series, x, y, dashed=split != "train"))
+    return curves
 
 
 def epoch_curves(curves: Sequence[Curve], y: str) -> Figure:

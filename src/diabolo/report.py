@@ -148,7 +148,7 @@ _QUANTITIES = (("loss", "Total"), ("distortion", "Reconstruction (distortion)"),
 def _curve_panels(key: str, readings: Sequence[Reading]) -> list[Panel]:
     panels = []
     for quantity, title in _QUANTITIES:
-        curves = [c for i, r in enumerate(readings) for c in _epoch_curves(i, r, quantity)]
+        curves = [c for i, r in enumerate(readings) for c in plots.curves_of(r.metrics, quantity, i)]
         if curves:
             label = f"{title} against the epoch, train solid and held-out dashed, {len(readings)} models"
             panels.append(
@@ -157,16 +157,6 @@ def _curve_panels(key: str, readings: Sequence[Reading]) -> list[Panel]:
                 )
             )
     return panels
-
-
-def _epoch_curves(series: int, reading: Reading, quantity: str) -> list[plots.Curve]:
-    curves = []
-    for split in ("train", "validation", "test"):
-        rows = [row for row in reading.metrics if row["split"] == split and row.get(quantity) is not None]
-        if rows:
-            x, y = [row["epoch"] for row in rows], [row[quantity] for row in rows]
-            curves.append(plots.Curve(series, x, y, dashed=split != "train"))
-    return curves
 
 
 def _curve_facts(reading: Reading) -> Facts:

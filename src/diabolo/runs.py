@@ -2,7 +2,7 @@
 
     config.json          the resolved configuration, whole; `diabolo train RUN/config.json` repeats the run
     env.json             versions, machine, and the data: hashes, shape, kind of values
-    status.json          running, finished, interrupted, diverged or failed; the exit code
+    status.json          running, finished, stopped (its time was up), interrupted, diverged or failed; the exit code; how far
     log.txt              what was said
     metrics.jsonl        one object a logged step or epoch, nats per example, no clock: equal to the byte between a resumed
                          and an uninterrupted run
@@ -161,14 +161,15 @@ _TRACES = {".lock", "log.txt"}
 
 
 def create(config: RunConfig, out: Path | None) -> Path:
-    """Make a new run directory: `out`, or runs/PRESET-N with the first free N; an existing run is never overwritten.
+    """Make a new run directory: `out`, or runs/PRESET-N (runs/smoke-PRESET-N) with the first free N; an existing run is never
+    overwritten.
 
     Raises:
         UsageError: if `out` holds anything, or cannot be made.
     """
     try:
         if out is None:
-            return _next_free(Path("runs"), config.preset or "run")
+            return _next_free(Path("runs"), ("smoke-" if config.train.smoke else "") + (config.preset or "run"))
         if out.exists() and (not out.is_dir() or any(path.name not in _TRACES for path in out.iterdir())):
             raise UsageError(
                 f"{out} exists already",

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from diabolo import data as data_module
 from diabolo import runs
 from diabolo.config import RunConfig
 from diabolo.data import Access, Dataset, Loader
+from diabolo.durations import written
 from diabolo.engine import environment, own_randomness, pick_device
 from diabolo.errors import DiaboloError, DivergedError, UsageError
 from diabolo.metrics import mean_terms
@@ -36,6 +38,9 @@ logger = logging.getLogger("diabolo")
 
 #: So many non-finite steps in a row end a run.
 PATIENCE = 10
+
+#: So many steps an epoch of a smoke run has at most: a gradient, a second moment, a last batch.
+SMOKE_STEPS = 3
 
 
 class Step(nn.Module):
@@ -121,22 +126,27 @@ class Trainer:
         self.clock: runs.Journal
 
     # ---------------------------------------------------------------- the loop
-    def run(self) -> None:
-        train = self.config.train
-        batches = math.ceil(len(self.dataset.train) / train.batch)
+    def run(self, seconds: float = math.inf) -> None:
+        """Go on to the last epoch. A signal, or the end of so many wall seconds, ends it after a step, its state saved."""
+        train, deadline = self.config.train, time.monotonic() + seconds
+        batches = self.loader.batches(train.batch)
+        batches = min(batches, SMOKE_STEPS) if train.smoke else batches
         self.progress.start("training", train.epochs * batches)
         self.progress.advance(self.position.step)
         while self.position.epoch <= train.epochs:
-            began = time.monotonic()
-            skip = self.position.batch
-            for batch in self.loader.shuffled(train.batch, self.config.seed, self.position.epoch, skip=skip):
+            began, skip = time.monotonic(), self.position.batch
+            epoch = self.loader.shuffled(train.batch, self.config.seed, self.position.epoch, skip=skip)
+            for batch in islice(epoch, batches - skip):
                 self._take_step(batch.x, batch.y)
                 if train.checkpoint_every and self.position.step % train.checkpoint_every == 0:
                     self.save()
-                if self.stop_code:
+                if self.stop_code or time.monotonic() >= deadline:
+                    self._lap("train", began)
                     self.save()
-                    raise InterruptedRun(self.path, self.stop_code)
-            self._end_epoch(time.monotonic() - began)
+                    if self.stop_code:
+                        raise InterruptedRun(self.path, self.stop_code)
+                    return
+            self._end_epoch(self._lap("train", began))
         self.progress.finish()
         if self.config.train.keep == "best" and not self.position.best_epoch:
             raise DivergedError(
@@ -211,7 +221,6 @@ class Trainer:
             **here.epoch_means(),
         }
         self.journal.append({**row, "skipped": here.skipped})
-        self.clock.append({"step": here.step, "epoch": here.epoch, "stage": "train", "seconds": round(seconds, 3)})
         curve = self._curve()
         if curve:
             self.journal.append(curve)
@@ -222,6 +231,12 @@ class Trainer:
         here.epoch, here.batch, here.examples, here.sums = here.epoch + 1, 0, 0, {}
         if not self.config.train.checkpoint_every or here.epoch > self.config.train.epochs:
             self.save()
+
+    def _lap(self, stage: str, began: float) -> float:
+        """Note the wall seconds of a stage of the epoch, or of the part of it that this process did."""
+        here, seconds = self.position, time.monotonic() - began
+        self.clock.append({"step": here.step, "epoch": here.epoch, "stage": stage, "seconds": round(seconds, 3)})
+        return seconds
 
     def _news(self, row: dict[str, Any], curve: dict[str, Any] | None, seconds: float) -> str:
         left = (self.config.train.epochs - row["epoch"]) * seconds
@@ -242,13 +257,8 @@ class Trainer:
         with self._deployed():
             batches = Loader(self.dataset, name, self.device).ordered(500)
             means = mean_terms(self.model, self.objective, batches, fold(self.config.seed, "curve"))
+        self._lap("curve", began)
         here = self.position
-        self.clock.append({
-            "step": here.step,
-            "epoch": here.epoch,
-            "stage": "curve",
-            "seconds": round(time.monotonic() - began, 3),
-        })
         return {
             "step": here.step,
             "epoch": here.epoch,
@@ -288,7 +298,7 @@ class Trainer:
 
     # ---------------------------------------------------------------- state
     def save(self) -> None:
-        """Write the state; the weights too where the last ones are kept, or none were written yet."""
+        """Write the state; the weights too where the last ones are kept, or there are no best ones yet."""
         here = self.position
         here.metrics_offset = self.journal.offset
         optimiser = {
@@ -300,8 +310,15 @@ class Trainer:
         if self.average:
             groups["average"] = self.average.weights
         runs.save_state(self.path, here.step, groups, asdict(here))
-        if self.config.train.keep == "last" or not (self.path / "weights.safetensors").exists():
+        if self.config.train.keep == "last" or not here.best_epoch:
             self._write_weights()
+
+    def kept(self) -> str:
+        """Which weights weights.safetensors holds, in words."""
+        here, best = self.position, self.config.train.keep == "best"
+        if best and here.best_epoch:
+            return f"of epoch {here.best_epoch}, the lowest validation loss so far"
+        return f"of step {here.step}" + (", for no epoch has a validation loss yet" if best else "")
 
     def restore(self) -> None:
         """Put everything back as the newest whole state has it."""
@@ -328,6 +345,7 @@ def train(
     access: Access | None = None,
     device: str = "auto",
     progress: Progress | None = None,
+    seconds: float = math.inf,
 ) -> runs.Run:
     """Train a model and write its run directory.
 
@@ -336,6 +354,7 @@ def train(
         out: the run directory; runs/PRESET-N where it is left out. Never overwritten.
         data: the data, where they are in memory already.
         device: auto, cpu, cuda, cuda:1, mps.
+        seconds: wall time from the first step on, after which the run is stopped, to be resumed or not.
 
     Raises:
         UsageError: for a configuration that does not fit the data, or a place that cannot be written.
@@ -347,7 +366,7 @@ def train(
     dataset = data if data is not None else data_module.load(config.data.name, config.data.params, access)
     _check(config, dataset)
     path = runs.create(config, out)
-    return _run(path, config, dataset, where, progress, resume=False)
+    return _run(path, config, dataset, where, progress, seconds, resume=False)
 
 
 def resume(
@@ -357,9 +376,10 @@ def resume(
     access: Access | None = None,
     device: str = "auto",
     progress: Progress | None = None,
+    seconds: float = math.inf,
 ) -> runs.Run:
     """Go on with a run from its newest whole state, or from its start where it was stopped before the first one; the result
-    has the same bits as an uninterrupted run.
+    has the same bits as an uninterrupted run. `seconds` as in `train`, counted anew.
 
     Raises:
         DataError: if no state is whole, or the data are not those of the run.
@@ -370,7 +390,7 @@ def resume(
         raise UsageError(f"{path} is finished", remedy=f"Evaluate it with: diabolo evaluate {path}")
     dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
     run.check_data(dataset)
-    return _run(run.path, run.config, dataset, pick_device(device), progress or Progress(), resume=True)
+    return _run(run.path, run.config, dataset, pick_device(device), progress or Progress(), seconds, resume=True)
 
 
 def training_source_hash() -> str:
@@ -379,7 +399,14 @@ def training_source_hash() -> str:
 
 
 def _run(
-    path: Path, config: RunConfig, dataset: Dataset, device: torch.device, progress: Progress, *, resume: bool
+    path: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    device: torch.device,
+    progress: Progress,
+    seconds: float,
+    *,
+    resume: bool,
 ) -> runs.Run:
     with locked(path), logged_to(path / "log.txt"), own_randomness(device):
         runs.sweep(path)
@@ -391,8 +418,8 @@ def _run(
         try:
             trainer = _prepared(path, config, dataset, device, progress)
             with stopped_by_signals(trainer):
-                trainer.run()
-            status = {"state": "finished", "exit_code": 0, "best_epoch": trainer.position.best_epoch or None}
+                trainer.run(seconds)
+            status = _ended(trainer, seconds)
         except DiaboloError as error:
             state = {DivergedError: "diverged", InterruptedRun: "interrupted"}.get(type(error), "failed")
             status = {"state": state, "exit_code": error.exit_code, "reason": str(error)}
@@ -419,6 +446,19 @@ def _prepared(path: Path, config: RunConfig, dataset: Dataset, device: torch.dev
     trainer.journal = runs.Journal(path / "metrics.jsonl", keep=trainer.position.metrics_offset)
     trainer.clock = runs.Journal(path / "timing.jsonl")
     return trainer
+
+
+def _ended(trainer: Trainer, seconds: float) -> dict[str, Any]:
+    """The status of a run that came to its end, or to the end of its time."""
+    here, train = trainer.position, trainer.config.train
+    ended = {"exit_code": 0, "best_epoch": here.best_epoch or None}
+    if here.epoch > train.epochs:
+        return {"state": "finished", **ended}
+    reason, kept = f"time: {written(seconds)}", trainer.kept()
+    news = f"stopped ({reason}) at epoch {here.epoch}/{train.epochs}, step {here.step}; kept: the weights {kept}"
+    logger.info(news)
+    trainer.progress.say(f"{news}\ngo on with: diabolo train --resume {trainer.path}")
+    return {"state": "stopped", "reason": reason, "weights": kept, **ended}
 
 
 def _closed(trainer: Trainer | None) -> dict[str, int]:

@@ -96,6 +96,7 @@ def _evaluation_stands(run: runs.Run, dataset: Dataset, settings: Settings) -> b
     expected = {
         **json.loads(json.dumps(asdict(settings))),
         "data_hash": dataset.hash,
+        "training": run.status["state"],
         "weights_sha256": runs.sha256(run.path / "weights.safetensors"),
         "source_hash": evaluation.evaluation_source_hash(),
     }
