@@ -19,7 +19,7 @@ from diabolo.runs import Run
 #: Limits; each check's docstring says why they lie there.
 COLLAPSED_RATE = math.log(2)
 DEAD_LAYER, DEAD_MODEL = 0.97, 0.8
-ACTIVE_SHARE, IDLE = 0.2, 16
+USED_SHARE, IDLE = 0.2, 16
 GAP_SHARE, SIGMAS = 1 / 3, 5
 FALL_SHARE = 0.05
 WORSE_SHARE = 0.05
@@ -234,24 +234,27 @@ def dead_units(e: Examination) -> Outcome:
 
 @check("latent size")
 def latent_size(e: Examination) -> Outcome:
-    """Far more latent dimensions than are used. Limit: fewer than a fifth active, and 16 or more idle: a few idle
-    dimensions cost nothing. Healthy runs use 37 % (vae, 3 of 8) to all of them, Model 1 half."""
-    rate = _rate(e, "latent size")
-    if isinstance(rate, Unchecked):
-        return rate
-    _, active, of, source = rate
-    measured = f"{active} of {of} latent dimensions are active ({active / of:.1%}; {source})"
-    if not active:
+    """Far more latent dimensions than are used. Limit: fewer than a fifth carry 95 % of the rate, and 16 or more are idle: a
+    few cost nothing. Counting active units alone would miss it early, when idle ones still vary by more than 0.01. Healthy runs use 37 % (vae, 3 of 8) to all of them, Model 1 half."""
+    held = e.held
+    if held.rate is None:
+        return Unchecked("latent size", "not applicable: a plain autoencoder has no rate")
+    used, of = held.carrying, held.mean.shape[1]
+    measured = (
+        f"{used} of {of} latent dimensions ({used / of:.1%}) carry 95 % of the rate, {held.active} are active "
+        f"(measured now on {held.label()})"
+    )
+    if not held.active:
         return Unchecked("latent size", "no dimension is active: see posterior collapse")
-    if active >= ACTIVE_SHARE * of or of - active < IDLE:
-        return Sound("latent size", measured, "a finding below a fifth, with 16 or more idle")
-    why = f"The other {of - active} carry noise that the decoder has to ignore; they cost parameters and slow training."
-    return Finding("latent size", measured, why, _again(e, f"model.latent={_roomy(active)}"), "moderate")
+    if used >= USED_SHARE * of or of - used < IDLE:
+        return Sound("latent size", measured, f"a finding below {USED_SHARE:.0%}, with {IDLE} or more idle")
+    why = f"The other {of - used} carry noise that the decoder has to ignore; they cost parameters and slow training."
+    return Finding("latent size", measured, why, _again(e, f"model.latent={_roomy(used)}"), "moderate")
 
 
-def _roomy(active: int) -> int:
+def _roomy(used: int) -> int:
     """Half as many again as are used, in steps of 4."""
-    return 4 * math.ceil(1.5 * active / 4)
+    return 4 * math.ceil(1.5 * used / 4)
 
 
 # ------------------------------------------------------------------------------------------------ too much, too little

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Independent, Normal, kl_divergence
 
 from diabolo import data as data_module
 from diabolo import evaluation
@@ -69,6 +70,7 @@ class Sample:
     rate: Tensor | None
     mean: Tensor
     layers: tuple[Layer, ...]
+    per_dimension: Tensor | None = None  # (d,) the rate of each latent dimension, where the family factorises
 
     @property
     def n(self) -> int:
@@ -78,6 +80,14 @@ class Sample:
     def active(self) -> int:
         """Latent dimensions whose posterior mean varies by more than `ACTIVE_VARIANCE`."""
         return int((self.mean.var(0) > ACTIVE_VARIANCE).sum())
+
+    @property
+    def carrying(self) -> int:
+        """The least number of active dimensions that carry 95 % of the rate; all that are active where the rate has no parts."""
+        if self.per_dimension is None:
+            return self.active
+        shares = self.per_dimension.sort(descending=True).values.cumsum(0) / self.per_dimension.sum()
+        return min(self.active, 1 + int((shares < 0.95).sum()))
 
     def label(self) -> str:
         """How many examples of which split."""
@@ -204,11 +214,14 @@ class Examination:
             for batch in loader.ordered(evaluation.BATCH, _chosen(len(loader), EXAMPLES)):
                 terms = keyed_terms(model, objective, batch.x, batch.index.tolist())
                 kept = {name: float64(terms[name]) for name in ("loss", "rate") if name in terms}
-                parts.append(kept | {"mean": float64(model.encode(batch.x).mean).flatten(1)})
+                q = model.encode(batch.x)
+                parts.append(kept | {"mean": float64(q.mean).flatten(1)} | _parted(q, model.prior(None, model.encode)))
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if not all(t.isfinite().all() for t in whole.values()):
             raise NotFinite(f"the model gives values that are not finite on the {split} split")
-        return Sample(split, whole["loss"], whole.get("rate"), whole["mean"], tuple(_layers(layers)))
+        kl = whole.get("kl")
+        per_dimension = None if kl is None else kl.mean(0)
+        return Sample(split, whole["loss"], whole.get("rate"), whole["mean"], tuple(_layers(layers)), per_dimension)
 
 
 @contextmanager
@@ -235,6 +248,12 @@ def keyed_terms(model: Autoencoder, objective: Objective, x: Tensor, index: list
         return found
     samples = int(getattr(objective, "samples", 1))
     return objective.terms(keyed_inference(model, x, index, samples, seed), x, _LAST_STEP)
+
+
+def _parted(q: Any, p: Any) -> dict[str, Tensor]:
+    """KL(q || p) of each latent dimension, (B, d), where both are independent Gaussians."""
+    normal = all(isinstance(d, Independent) and isinstance(d.base_dist, Normal) for d in (q, p))
+    return {"kl": float64(kl_divergence(q.base_dist, p.base_dist)).flatten(1)} if normal else {}
 
 
 # ------------------------------------------------------------------------------------------------ activations
@@ -275,9 +294,11 @@ def constant_loss(likelihood: Likelihood, shape: tuple[int, ...], x: Tensor) -> 
         Unreachable: if the loss has not settled after `_FIT_STEPS` steps, as where it has no lower bound.
     """
     head = copy.deepcopy(likelihood).requires_grad_(True).train()
-    theta = torch.zeros(shape, device=x.device, requires_grad=True)
-    reach = max(1.0, x.abs().max().item())  # of a step: data of any scale are to be reached
-    groups = [{"params": [theta], "lr": 0.1 * reach}, {"params": list(head.parameters()), "lr": 0.05}]
+    theta = _beginning(head, shape, x).requires_grad_()
+    groups = [
+        {"params": [theta], "lr": 0.1 * max(1.0, x.std().item())},
+        {"params": list(head.parameters()), "lr": 0.05},
+    ]
     optimiser = torch.optim.Adam([group for group in groups if group["params"]])
     losses: list[float] = []
     with unchecked(), torch.enable_grad():
@@ -296,6 +317,18 @@ def constant_loss(likelihood: Likelihood, shape: tuple[int, ...], x: Tensor) -> 
             "the loss of the best constant model does not settle: it may have no lower bound on these data"
         )
     return min(losses)
+
+
+@torch.no_grad()
+def _beginning(head: Likelihood, shape: tuple[int, ...], x: Tensor) -> Tensor:
+    """Parameters to start from: 0, or the mean of x where the head scores that better (it reads parameters as values then)."""
+    zero, mean = torch.zeros(shape, device=x.device), x.mean(0)
+    near = zero.clone()
+    if shape[1:] == mean.shape[1:] and shape[0] >= mean.shape[0]:
+        near[: mean.shape[0]] = mean
+    with unchecked():
+        losses = [-head(start.expand(1, x.shape[0], *shape)).log_prob(x).mean() for start in (zero, near)]
+    return near if losses[1] < losses[0] else zero
 
 
 def mean_reach(likelihood: Likelihood, shape: tuple[int, ...]) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from diabolo.options import DataOptions, Device, Imports, Json, existing_run, im
 from diabolo.verbs.shared import Answer
 
 if TYPE_CHECKING:
-    from diabolo.diagnosis import Diagnosis
+    from diabolo.findings import Diagnosis
 
 SomeRun = Annotated[Path | None, Parameter(help="A run to diagnose; left out, the environment is described.")]
 
