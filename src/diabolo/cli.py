@@ -276,21 +276,6 @@ def config_(
     return 0
 
 
-@app.command
-def doctor(*, as_json: Json = False) -> int:
-    """Describe this environment: versions, machine, device, cache. For a report of a fault."""
-    from diabolo.engine import environment, pick_device
-
-    access = Access()
-    found = {**environment(pick_device()), "cache": str(access.cache), "presets": len(configuration.preset_names())}
-    if as_json:
-        print(json.dumps(found))
-        return 0
-    for key, value in found.items():
-        print(f"{key:14} {value}")
-    return 0
-
-
 # ------------------------------------------------------------------------------------------------ data
 @data_app.command(name="get")
 def data_get(name: str, /, *, options: DataOptions = DataOptions()) -> int:
