@@ -488,6 +488,7 @@ def test_a_finished_run_holds_all_its_files_and_no_other(trained):
         "env.json",
         "status.json",
         "log.txt",
+        "loss_card.json",
         "metrics.jsonl",
         "timing.jsonl",
         "weights.safetensors",

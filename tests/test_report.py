@@ -46,6 +46,9 @@ class FakeRun:
     def evaluation(self):
         return self._json("evaluation.json")
 
+    def loss_card(self):
+        return self._json("loss_card.json") if (self.path / "loss_card.json").exists() else None
+
     def per_image(self):
         return load_file(self.path / "per_image.safetensors")
 

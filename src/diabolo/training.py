@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diabolo import card, runs
 from diabolo import data as data_module
-from diabolo import runs
 from diabolo.config import RunConfig
 from diabolo.data import Access, Dataset, Loader
+from diabolo.data.scan import Facts, check, scan
 from diabolo.engine import environment, own_randomness, pick_device
 from diabolo.errors import DiaboloError, DivergedError, UsageError
 from diabolo.metrics import mean_terms
@@ -120,11 +121,15 @@ class Trainer:
         self.journal: runs.Journal
         self.clock: runs.Journal
 
+    @property
+    def steps(self) -> int:
+        """How many steps the whole run has."""
+        return self.config.train.epochs * math.ceil(len(self.dataset.train) / self.config.train.batch)
+
     # ---------------------------------------------------------------- the loop
     def run(self) -> None:
         train = self.config.train
-        batches = math.ceil(len(self.dataset.train) / train.batch)
-        self.progress.start("training", train.epochs * batches)
+        self.progress.start("training", self.steps)
         self.progress.advance(self.position.step)
         while self.position.epoch <= train.epochs:
             began = time.monotonic()
@@ -345,9 +350,9 @@ def train(
     """
     where, progress = pick_device(device), progress or Progress()
     dataset = data if data is not None else data_module.load(config.data.name, config.data.params, access)
-    _check(config, dataset)
+    facts = _check(config, dataset)
     path = runs.create(config, out)
-    return _run(path, config, dataset, where, progress, resume=False)
+    return _run(path, config, dataset, facts, where, progress, resume=False)
 
 
 def resume(
@@ -370,7 +375,8 @@ def resume(
         raise UsageError(f"{path} is finished", remedy=f"Evaluate it with: diabolo evaluate {path}")
     dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
     run.check_data(dataset)
-    return _run(run.path, run.config, dataset, pick_device(device), progress or Progress(), resume=True)
+    facts = _check(run.config, dataset)
+    return _run(run.path, run.config, dataset, facts, pick_device(device), progress or Progress(), resume=True)
 
 
 def training_source_hash() -> str:
@@ -379,7 +385,14 @@ def training_source_hash() -> str:
 
 
 def _run(
-    path: Path, config: RunConfig, dataset: Dataset, device: torch.device, progress: Progress, *, resume: bool
+    path: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    facts: Facts,
+    device: torch.device,
+    progress: Progress,
+    *,
+    resume: bool,
 ) -> runs.Run:
     with locked(path), logged_to(path / "log.txt"), own_randomness(device):
         runs.sweep(path)
@@ -390,8 +403,10 @@ def _run(
         trainer = None
         try:
             trainer = _prepared(path, config, dataset, device, progress)
+            _write_card(trainer, facts, runs.AT_THE_START)
             with stopped_by_signals(trainer):
                 trainer.run()
+            _write_card(trainer, facts, runs.AT_THE_END)
             status = {"state": "finished", "exit_code": 0, "best_epoch": trainer.position.best_epoch or None}
         except DiaboloError as error:
             state = {DivergedError: "diverged", InterruptedRun: "interrupted"}.get(type(error), "failed")
@@ -421,6 +436,20 @@ def _prepared(path: Path, config: RunConfig, dataset: Dataset, device: torch.dev
     return trainer
 
 
+def _write_card(trainer: Trainer, facts: Facts, when: str) -> None:
+    """Say what the loss is, once, at the first step; at the end write it anew where training changed a sigma."""
+    path = trainer.path / "loss_card.json"
+    if when == runs.AT_THE_START and path.exists():
+        return
+    model = trainer.model if when == runs.AT_THE_START else runs.load_weights(trainer.path / "weights.safetensors")
+    objective = build_objective(trainer.config.objective.to_dict(), trainer.dataset.spec)
+    found = card.measure(model, objective, trainer.dataset.spec, steps=trainer.steps, facts=facts)
+    runs.write_json(path, {"when": when, **found.to_dict(), "data": asdict(facts)})
+    for line in found.lines() if when == runs.AT_THE_START else ():
+        logger.info(line)
+        trainer.progress.say(line)
+
+
 def _closed(trainer: Trainer | None) -> dict[str, int]:
     """Close the journals; how far the run came."""
     if trainer is None:
@@ -441,12 +470,16 @@ def _describe(path: Path, config: RunConfig, dataset: Dataset, device: torch.dev
     runs.write_json(path / "env.json", {**environment(device), **data})
 
 
-def _check(config: RunConfig, dataset: Dataset) -> None:
+def _check(config: RunConfig, dataset: Dataset) -> Facts:
+    """What the values are; refused, before a run directory is made, is what does not fit."""
     if config.train.keep == "best" and (dataset.validation is None or config.train.curve != "validation"):
         raise UsageError(
             "train.keep=best has nothing to decide by",
             "The best weights are those with the lowest validation loss.",
             "Take train.keep=last, or data.validation above 0 and train.curve=validation.",
         )
-    with torch.device("meta"):  # shapes alone, before a run directory is made
+    facts, likelihood = scan(dataset), config.model.likelihood.name
+    check(facts, dataset.spec.name, likelihood, card.accepted(likelihood))
+    with torch.device("meta"):  # shapes alone
         build_model(config.model.to_dict(), dataset.spec)
+    return facts
