@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from diabolo import card_rows, registry
+from diabolo import card_rows, registry, runs
 from diabolo.config import RunConfig
 from diabolo.data.scan import Facts
 from diabolo.data.spec import DataSpec, Values
 from diabolo.findings import Declared, Findings, Kind
 from diabolo.models.autoencoder import Autoencoder
-from diabolo.models.build import build_model, build_objective
+from diabolo.models.build import build_model, build_objective, check_objective
 from diabolo.models.objectives import Objective
 from diabolo.probing import LATE, LikelihoodFacts, first_line, likelihood_facts, objective_facts
 
@@ -68,8 +69,17 @@ def of_config(config: RunConfig, spec: DataSpec | None, facts: Facts | None = No
     with torch.random.fork_rng(devices=[]):
         model = build_model(config.model.to_dict(), shaped)
     objective = build_objective(config.objective.to_dict(), shaped)
+    check_objective(model, objective)
     steps = LATE if spec is None else steps_of(config, spec)
     return measure(model, objective, shaped, steps=steps, facts=facts, sized=spec is not None)
+
+
+def record(run: Path, model: Autoencoder, config: RunConfig, spec: DataSpec, facts: Facts, when: str) -> Card:
+    """Measure the loss of a run with the weights that `model` has, and write it to the run's loss_card.json."""
+    objective = build_objective(config.objective.to_dict(), spec)
+    found = measure(model, objective, spec, steps=steps_of(config, spec), facts=facts)
+    runs.write_json(run / "loss_card.json", {"when": when, **found.to_dict(), "data": asdict(facts)})
+    return found
 
 
 def steps_of(config: RunConfig, spec: DataSpec) -> int:

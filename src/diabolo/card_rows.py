@@ -98,8 +98,10 @@ def _sigma(f: Findings) -> str:
             "squared, varying": "differs between values: it is the decoder's output",
         }
         return kinds.get(f.scored.shape, "none: no squared error")
-    divided = ", times D" if f.averaged else ""
+    divided = ", divided by D" if f.averaged else ""
     text = f"{number(sigma2)}{f.learned}; measured: 1 / the curvature of -log p(x|z) in each value{divided}"
+    if f.declared.learns_scale == "as a running mean":
+        text += "; it follows the squared error, and what is said of the bound holds with the sigma in use"
     if f.sse_weight is not None:
         text += f"; the same trade-off as the plain sum of squared errors + {number(f.sse_weight)} KL (2 sigma^2 beta)"
         if f.declared.learns_scale == "fixed" and not near(f.final_beta or 0, 1):
@@ -159,6 +161,11 @@ def labels(f: Findings) -> list[str]:
         )
     elif facts.declared == "grey" and facts.on_grid and f.density:
         found.append(_undequantised(facts))
+    if f.normalised and not f.declared.normalised:
+        found.append(
+            f"the likelihood is declared unnormalised, but of these values it is a likelihood ({f.mass}): take "
+            f"{'model.likelihood=bernoulli' if f.scored.shape == 'affine' else 'one that says so'}, whose numbers may be ranked"
+        )
     sigma2 = f.scored.sigma2
     if sigma2 is not None and f.declared.learns_scale == "fixed" and sigma2 > facts.sd**2 > 0:
         found.append(_wide(facts, sigma2, f.spec.dimensions))

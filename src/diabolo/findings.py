@@ -174,8 +174,11 @@ class Findings:
                 "the loss is no weighted sum of distortion and KL: its derivatives differ by "
                 f"{100 * final.bends:.3g} % from point to point"
             )
-        if weighed.corrupts:
-            yield "a denoising criterion: the encoder sees a corrupted x, and the clean x is scored"
+        if weighed.changed:
+            yield (
+                f"a denoising criterion: the encoder sees a corrupted x ({100 * weighed.changed:.0f} % of the values changed, by "
+                f"{weighed.change:.2g} root mean square over all), and the clean x is scored"
+            )
         if final.contraction:
             yield f"it adds {number(final.contraction)} times the squared Jacobian of the code"
         if weighed.decodes_mean:
@@ -221,8 +224,7 @@ class Findings:
         if self.scored.mass is None or self.declared.normalised == self.normalised:
             return
         if self.normalised:
-            yield f"the likelihood says that it is unnormalised, but for these values it is a likelihood: {self.mass}"
-            return
+            return  # it says less than it could: a label
         yield f"the likelihood says that it is normalised, but it is not: {self.mass}"
         if self.declared.learns_scale == "by gradient" and self.scored.sigma2:
             yield "sigma is learned by gradient while the constant that holds it is missing: it may grow without end"

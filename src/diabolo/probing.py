@@ -133,7 +133,8 @@ class ObjectiveFacts:
     samples: int
     draws: Literal["one", "mean", "log-mean-exp", "other"]
     examples: Literal["mean", "sum", "other"]
-    corrupts: bool
+    changed: float
+    change: float
     decodes_mean: bool
 
 
@@ -142,12 +143,13 @@ def objective_facts(model: Any, objective: Objective, x: Tensor, steps: int = LA
     nothing of it changes.
 
     Raises:
+        ValueError: for a loss that is not finite.
         Exception: whatever an objective raises that cannot work with the stand-in.
     """
     with _undisturbed():
         likelihood = doubled(model.likelihood)
         probe = _Probe(model, doubled(objective), likelihood, x)
-        first, final, seen = probe.weights(0), probe.weights(LATE), probe.stand_in.input
+        first, final, change = probe.weights(0), probe.weights(LATE), probe.stand_in.input.detach() - x
         return ObjectiveFacts(
             first=first,
             last=probe.weights(steps - 1),
@@ -156,7 +158,8 @@ def objective_facts(model: Any, objective: Objective, x: Tensor, steps: int = LA
             samples=probe.stand_in.samples or 1,
             draws=probe.draws(),
             examples=probe.examples(),
-            corrupts=not torch.equal(seen, x),
+            changed=float((change != 0).double().mean()),
+            change=float(change.square().mean().sqrt()),
             decodes_mean=probe.stand_in.decoded_mean,
         )
 
@@ -186,6 +189,8 @@ class _Probe:
         torch.default_generator.manual_seed(0)
         found = self.objective(self.stand_in, self.x.expand(copies, *self.x.shape[1:]), None, step)
         loss: Tensor = found["loss"].detach().double()
+        if not loss.isfinite().all():
+            raise ValueError("the loss of plain numbers is not finite")
         return loss
 
     def distortions(self) -> Tensor:

@@ -26,7 +26,7 @@ from diabolo.data.scan import Facts, check, scan
 from diabolo.engine import environment, own_randomness, pick_device
 from diabolo.errors import DiaboloError, DivergedError, UsageError
 from diabolo.metrics import mean_terms
-from diabolo.models.build import build_model, build_objective
+from diabolo.models.build import build_model, build_objective, check_objective
 from diabolo.models.distributions import unchecked
 from diabolo.models.objectives import Objective, Terms
 from diabolo.progress import Progress
@@ -403,10 +403,11 @@ def _run(
         trainer = None
         try:
             trainer = _prepared(path, config, dataset, device, progress)
-            _write_card(trainer, facts, runs.AT_THE_START)
+            _say_card(trainer, facts)
             with stopped_by_signals(trainer):
                 trainer.run()
-            _write_card(trainer, facts, runs.AT_THE_END)
+            kept = runs.load_weights(path / "weights.safetensors")
+            card.record(path, kept, config, dataset.spec, facts, runs.AT_THE_END)
             status = {"state": "finished", "exit_code": 0, "best_epoch": trainer.position.best_epoch or None}
         except DiaboloError as error:
             state = {DivergedError: "diverged", InterruptedRun: "interrupted"}.get(type(error), "failed")
@@ -436,16 +437,12 @@ def _prepared(path: Path, config: RunConfig, dataset: Dataset, device: torch.dev
     return trainer
 
 
-def _write_card(trainer: Trainer, facts: Facts, when: str) -> None:
-    """Say what the loss is, once, at the first step; at the end write it anew where training changed a sigma."""
-    path = trainer.path / "loss_card.json"
-    if when == runs.AT_THE_START and path.exists():
+def _say_card(trainer: Trainer, facts: Facts) -> None:
+    """Say what the loss is, once in a run."""
+    if (trainer.path / "loss_card.json").exists():
         return
-    model = trainer.model if when == runs.AT_THE_START else runs.load_weights(trainer.path / "weights.safetensors")
-    objective = build_objective(trainer.config.objective.to_dict(), trainer.dataset.spec)
-    found = card.measure(model, objective, trainer.dataset.spec, steps=trainer.steps, facts=facts)
-    runs.write_json(path, {"when": when, **found.to_dict(), "data": asdict(facts)})
-    for line in found.lines() if when == runs.AT_THE_START else ():
+    found = card.record(trainer.path, trainer.model, trainer.config, trainer.dataset.spec, facts, runs.AT_THE_START)
+    for line in found.lines():
         logger.info(line)
         trainer.progress.say(line)
 
@@ -481,5 +478,6 @@ def _check(config: RunConfig, dataset: Dataset) -> Facts:
     facts, likelihood = scan(dataset), config.model.likelihood.name
     check(facts, dataset.spec.name, likelihood, card.accepted(likelihood))
     with torch.device("meta"):  # shapes alone
-        build_model(config.model.to_dict(), dataset.spec)
+        model = build_model(config.model.to_dict(), dataset.spec)
+    check_objective(model, build_objective(config.objective.to_dict(), dataset.spec))
     return facts

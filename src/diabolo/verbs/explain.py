@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.table import Table
+from rich.text import Text
 
 from diabolo.config import RunConfig, from_dict, read_json, resolve
 from diabolo.data.access import Access
@@ -54,7 +55,7 @@ def _table(rows: Sequence[tuple[str, str]]) -> Table:
     shown.show_header = False
     shown.columns[1].overflow = "fold"
     for label, text in rows:
-        shown.add_row(f"{label}:", text)
+        shown.add_row(f"{label}:", Text(text))
     return shown
 
 
