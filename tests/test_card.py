@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributions import Independent, Laplace, Normal, kl_divergence
 
 from diabolo import card, probing, runs
-from diabolo.config import resolve
+from diabolo.config import Component, resolve
 from diabolo.data import from_tensor
 from diabolo.data.scan import check, rescaled, scan
 from diabolo.data.spec import DataSpec, Split
@@ -525,6 +525,7 @@ def test_mismatches_of_data_and_likelihood_are_labelled():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     config = resolve("vae", ["train.epochs=2", "train.lr=0.05", "objective.beta=2", "train.keep=last"]).config
+    config = replace(config, data=Component(name="tensor"))
     return train(config, out=tmp_path_factory.mktemp("card") / "run", data=tiny_images(), device="cpu")
 
 
