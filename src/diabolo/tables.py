@@ -48,6 +48,7 @@ class Reading:
     timing: Sequence[Mapping[str, Any]]
     evaluation: Mapping[str, Any]
     per_image: Mapping[str, Tensor]
+    loss_card: Mapping[str, Any] | None = None
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -100,6 +101,7 @@ def read(run: Run, title: str = "", required: Sequence[str] = ()) -> Reading:
         timing=run.timing(),
         evaluation=evaluation,
         per_image=run.per_image(),
+        loss_card=run.loss_card(),
     )
 
 
@@ -374,6 +376,19 @@ def hashes(readings: Sequence[Reading]) -> list[tuple[str, list[tuple[str, str]]
         files = list(r.env.get("data", {}).get("hashes", {}).items())
         out.append((r.name, files + [(label, r.about[key]) for label, key in names if r.about.get(key)]))
     return out
+
+
+def loss_cards(readings: Sequence[Reading]) -> list[dict[str, Any]]:
+    """What the loss is, each card once: the titles of its runs, its headline, when it was measured, and its rows."""
+    found: list[dict[str, Any]] = []
+    for r in readings:
+        card = r.loss_card or {"headline": "", "when": "", "rows": []}
+        same = next((seen for seen in found if seen["card"] == card), None)
+        if same is None:
+            found.append({"card": card, "titles": [r.title]})
+        else:
+            same["titles"].append(r.title)
+    return found
 
 
 def versions(reading: Reading) -> dict[str, Any]:

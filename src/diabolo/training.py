@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diabolo import card, runs
 from diabolo import data as data_module
-from diabolo import runs
 from diabolo.config import RunConfig
 from diabolo.data import Access, Dataset, Loader
+from diabolo.data.scan import Facts, check, scan
 from diabolo.durations import written
 from diabolo.engine import environment, own_randomness, pick_device
 from diabolo.errors import DiaboloError, DivergedError, UsageError
@@ -125,13 +126,23 @@ class Trainer:
         self.journal: runs.Journal
         self.clock: runs.Journal
 
+    @property
+    def steps(self) -> int:
+        """How many steps the whole run has."""
+        return self.config.train.epochs * self.batches
+
+    @property
+    def batches(self) -> int:
+        """How many steps an epoch has."""
+        batches, train = self.loader.batches(self.config.train.batch), self.config.train
+        return min(batches, SMOKE_STEPS) if train.smoke else batches
+
     # ---------------------------------------------------------------- the loop
     def run(self, seconds: float = math.inf) -> None:
         """Go on to the last epoch. A signal, or the end of so many wall seconds, ends it after a step, its state saved."""
         train, deadline = self.config.train, time.monotonic() + seconds
-        batches = self.loader.batches(train.batch)
-        batches = min(batches, SMOKE_STEPS) if train.smoke else batches
-        self.progress.start("training", train.epochs * batches)
+        batches = self.batches
+        self.progress.start("training", self.steps)
         self.progress.advance(self.position.step)
         while self.position.epoch <= train.epochs:
             began, skip = time.monotonic(), self.position.batch
@@ -364,9 +375,9 @@ def train(
     """
     where, progress = pick_device(device), progress or Progress()
     dataset = data if data is not None else data_module.load(config.data.name, config.data.params, access)
-    _check(config, dataset)
+    facts = _check(config, dataset)
     path = runs.create(config, out)
-    return _run(path, config, dataset, where, progress, seconds, resume=False)
+    return _run(path, config, dataset, facts, where, progress, seconds, resume=False)
 
 
 def resume(
@@ -390,7 +401,8 @@ def resume(
         raise UsageError(f"{path} is finished", remedy=f"Evaluate it with: diabolo evaluate {path}")
     dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
     run.check_data(dataset)
-    return _run(run.path, run.config, dataset, pick_device(device), progress or Progress(), seconds, resume=True)
+    facts = _check(run.config, dataset)
+    return _run(run.path, run.config, dataset, facts, pick_device(device), progress or Progress(), seconds, resume=True)
 
 
 def training_source_hash() -> str:
@@ -402,6 +414,7 @@ def _run(
     path: Path,
     config: RunConfig,
     dataset: Dataset,
+    facts: Facts,
     device: torch.device,
     progress: Progress,
     seconds: float,
@@ -417,8 +430,11 @@ def _run(
         trainer = None
         try:
             trainer = _prepared(path, config, dataset, device, progress)
+            _say_card(trainer, facts)
             with stopped_by_signals(trainer):
                 trainer.run(seconds)
+            kept = runs.load_weights(path / "weights.safetensors")
+            card.record(path, kept, config, dataset.spec, facts, runs.AT_THE_END)
             status = _ended(trainer, seconds)
         except DiaboloError as error:
             state = {DivergedError: "diverged", InterruptedRun: "interrupted"}.get(type(error), "failed")
@@ -461,6 +477,16 @@ def _ended(trainer: Trainer, seconds: float) -> dict[str, Any]:
     return {"state": "stopped", "reason": reason, "weights": kept, **ended}
 
 
+def _say_card(trainer: Trainer, facts: Facts) -> None:
+    """Say what the loss is, once in a run."""
+    if (trainer.path / "loss_card.json").exists():
+        return
+    found = card.record(trainer.path, trainer.model, trainer.config, trainer.dataset.spec, facts, runs.AT_THE_START)
+    for line in found.lines():
+        logger.info(line)
+        trainer.progress.say(line)
+
+
 def _closed(trainer: Trainer | None) -> dict[str, int]:
     """Close the journals; how far the run came."""
     if trainer is None:
@@ -481,13 +507,17 @@ def _describe(path: Path, config: RunConfig, dataset: Dataset, device: torch.dev
     runs.write_json(path / "env.json", {**environment(device), **data})
 
 
-def _check(config: RunConfig, dataset: Dataset) -> None:
+def _check(config: RunConfig, dataset: Dataset) -> Facts:
+    """What the values are; refused, before a run directory is made, is what does not fit."""
     if config.train.keep == "best" and (dataset.validation is None or config.train.curve != "validation"):
         raise UsageError(
             "train.keep=best has nothing to decide by",
             "The best weights are those with the lowest validation loss.",
             "Take train.keep=last, or data.validation above 0 and train.curve=validation.",
         )
-    with torch.device("meta"):  # shapes alone, before a run directory is made
+    facts, likelihood = scan(dataset), config.model.likelihood.name
+    check(facts, dataset.spec.name, likelihood, card.accepted(likelihood))
+    with torch.device("meta"):  # shapes alone
         model = build_model(config.model.to_dict(), dataset.spec)
     check_objective(model, build_objective(config.objective.to_dict(), dataset.spec))
+    return facts

@@ -133,7 +133,14 @@ def spread(found: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------ notes
 def notes(found: Found) -> list[Note]:
     """The claims of the article, and of common belief, that this chapter can test."""
-    return [_functions(found), _generative(found), _linear(found), _invariant(found), _lossy(found), _small_noise(found)]
+    return [
+        _functions(found),
+        _generative(found),
+        _linear(found),
+        _invariant(found),
+        _lossy(found),
+        _small_noise(found),
+    ]
 
 
 def _functions(found: Found) -> Note:
@@ -160,7 +167,9 @@ def _generative(found: Found) -> Note:
     verdict = (
         say("Both are further from real images than the VAE's.")
         if min(standard, fitted) > vae
-        else say("Nearness alone does not rank them here: a blurred average is near to many images. Look at the pictures.")
+        else say(
+            "Nearness alone does not rank them here: a blurred average is near to many images. Look at the pictures."
+        )
     )
     return Note(
         1,

@@ -126,6 +126,7 @@ def fingerprint(everything: Sequence[runs.Run]) -> str:
     for run in everything:
         for name in ("config.json", "env.json", "metrics.jsonl", "evaluation.json", "per_image.safetensors"):
             digest.update(runs.sha256(run.path / name).encode())
+        digest.update(json.dumps(run.loss_card()).encode())
     return digest.hexdigest()
 
 
