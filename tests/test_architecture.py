@@ -18,7 +18,7 @@ import pytest
 import diabolo
 from diabolo import registry
 from diabolo.config import COMPONENTS, PRESETS
-from test_contracts import DATA, ELSEWHERE, OBJECTIVES
+from test_contracts import DATA, ELSEWHERE, NETWORKS, OBJECTIVES
 
 PACKAGE = Path(diabolo.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -252,6 +252,7 @@ def in_presets() -> set[tuple[str, str]]:
 def test_every_registered_name_stands_in_a_preset_or_a_contract_test(slot, name):
     """Every metric is in every evaluation, which the contract tests read."""
     contracts = {("likelihood", key) for key in DATA} | {("objective", key) for key in OBJECTIVES}
+    contracts |= {("network", key) for key in NETWORKS}
     assert slot == "metric" or (slot, name) in in_presets() | contracts | ELSEWHERE.keys()
 
 

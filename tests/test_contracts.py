@@ -29,7 +29,7 @@ from diabolo.engine import own_randomness
 from diabolo.errors import DataError, DivergedError, UsageError
 from diabolo.evaluation import Settings, evaluate
 from diabolo.metrics import importance_log_weights, keyed_inference, mean_terms
-from diabolo.models.build import build_model, build_objective
+from diabolo.models.build import build_model, build_objective, check_objective
 from diabolo.models.objectives import ELBO
 from diabolo.progress import Progress
 from diabolo.report import write_run_report
@@ -43,10 +43,23 @@ DATA = {
     "bernoulli": lambda: tiny_images(binarize=True),
     "bernoulli_relaxed": tiny_images,
     "gaussian": tiny_vectors,
+    "gaussian_optimal": tiny_vectors,
+}
+#: Encoder and decoder of each network; `layer` and `tied` map vectors of any kind, `conv` images alone.
+NETWORKS: dict[str, tuple[str, str]] = {
+    "mlp": ("mlp", "mlp"),
+    "conv": ("conv", "conv"),
+    "layer": ("layer", "mlp"),
+    "tied": ("layer", "tied"),
 }
 OBJECTIVES: dict[str, list[dict[str, Any]]] = {
     "elbo": [{"name": "elbo"}, {"name": "elbo", "beta": 4.0, "warmup_steps": 2}],
     "iwae": [{"name": "iwae", "samples": 3}, {"name": "iwae", "samples": 3, "gradient": "dreg"}],
+    "reconstruction": [
+        {"name": "reconstruction"},
+        {"name": "reconstruction", "noise": "masking", "level": 0.2},
+        {"name": "reconstruction", "contractive": 0.5, "jacobian": "hutchinson"},
+    ],
 }
 COMBINATIONS = [
     (network, posterior, prior, likelihood, objective)
@@ -55,6 +68,19 @@ COMBINATIONS = [
     )
     for objective in OBJECTIVES[name]
 ]
+
+
+def makes_sense(posterior: str, prior: str, objective: str) -> bool:
+    """A bound needs a density and a prior; an objective that ignores the prior must have none to ignore."""
+    if objective == "reconstruction":
+        return prior == "none"
+    return (posterior, prior) == ("gaussian", "standard_normal")
+
+
+def data_for(network: str, likelihood: str) -> Dataset:
+    return tiny_images() if network == "conv" and likelihood.startswith("gaussian") else DATA[likelihood]()
+
+
 SMALL = Settings(k=20, images=6, elbo_samples=3, curve_k=(1, 4), curve_images=4)
 
 
@@ -68,29 +94,40 @@ def seeded():
 # ------------------------------------------------------------------------------------------------ every combination
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join([*c[:4], *map(str, c[4].values())]))
 def test_every_parameter_gets_a_gradient_and_terms_have_their_shapes(combination):
-    network, posterior, prior, likelihood, objective = combination
-    dataset = DATA[likelihood]()
-    net = {"name": network}
-    model = build_model(
-        {
-            "latent": 3,
-            "encoder": net,
-            "decoder": net,
-            "posterior": {"name": posterior},
-            "prior": {"name": prior},
-            "likelihood": {"name": likelihood},
-        },
-        dataset.spec,
-    )
+    network, posterior, prior, likelihood, chosen = combination
+    dataset = data_for(network, likelihood)
+    encoder, decoder = NETWORKS[network]
+    parts = {
+        "latent": 3,
+        "encoder": {"name": encoder},
+        "decoder": {"name": decoder},
+        "posterior": {"name": posterior},
+        "prior": {"name": prior},
+        "likelihood": {"name": likelihood},
+    }
+    objective = build_objective(chosen, dataset.spec)
+    if network == "tied" and posterior != "dirac":
+        with pytest.raises(UsageError, match="one number each"):
+            build_model(parts, dataset.spec)
+        return
+    model = build_model(parts, dataset.spec).eval()
+    if not makes_sense(posterior, prior, chosen["name"]):
+        with pytest.raises(UsageError, match="Take "):
+            check_objective(model, objective)
+        return
+    check_objective(model, objective)
     x = next(Loader(dataset, "train").shuffled(5, 0, 1)).x
     inference = model(x, samples=4)
-    assert inference.log_weight(x).shape == inference.log_weight(x, path_only=True).shape == (4, 5)
     assert inference.likelihood.batch_shape == (4, 5)
+    assert model.bounded == objective.bound
     for latent in inference.latents:
-        assert latent.kl().shape == latent.log_ratio().shape == (4, 5)
         assert latent.mean.shape == latent.sample.shape
-    terms = build_objective(objective, dataset.spec)(model, x, None, 1)
-    assert {"loss", "distortion", "rate"} <= terms.keys()
+        if model.bounded:
+            assert latent.kl().shape == latent.log_ratio().shape == (4, 5)
+    if model.bounded:
+        assert inference.log_weight(x).shape == inference.log_weight(x, path_only=True).shape == (4, 5)
+    terms = objective(model, x, None, 1)
+    assert {"loss", "distortion", *(["rate"] if model.bounded else [])} <= terms.keys()
     assert {tuple(term.shape) for term in terms.values()} == {(5,)}
     terms["loss"].mean().backward()
     for name, parameter in model.named_parameters():
@@ -101,6 +138,7 @@ def test_every_parameter_gets_a_gradient_and_terms_have_their_shapes(combination
 def test_every_registered_part_has_a_case_here():
     assert set(DATA) == set(registry.names("likelihood"))
     assert set(OBJECTIVES) == set(registry.names("objective"))
+    assert set(NETWORKS) == set(registry.names("network"))
 
 
 @pytest.mark.parametrize("likelihood", DATA)
@@ -195,6 +233,7 @@ def stand_in(config: RunConfig) -> Dataset:
     """Data of the shape and values of a preset's own, 24 examples for training."""
     made = {
         "mnist": lambda p: tiny_images(40, (1, 28, 28), binarize=p["binarize"]),
+        "fashion-mnist": lambda p: tiny_images(40, (1, 28, 28), binarize=p["binarize"]),
         "digits": lambda p: tiny_images(40, (1, 8, 8), binarize=p["binarize"]),
         "linear_gaussian": lambda p: tiny_vectors(40, p["dimensions"]),
     }
@@ -236,7 +275,9 @@ def test_examples_of_ones_own_from_python(kind, values, tmp_path):
         diabolo.evaluate(run.path, k=5, images=4, device="cpu")
 
 
+#: Means over images; of a model without a bound, only those of the second set are there.
 MEANS = {"elbo", "kl", "distortion", "mse_mean", "mse_sample", "log_p"}
+WITHOUT_BOUND = {"distortion", "mse_mean"}
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -260,24 +301,33 @@ def test_every_preset_trains_two_steps_is_evaluated_and_reported(preset, tmp_pat
     assert written == strict(json.dumps(returned))
     unit = "nats/image" if len(dataset.spec.shape) == 3 else "nats/example"
     labelled = {"linear_probe", "nearest_neighbour"} if dataset.test.labels is not None else set()
-    assert set(written) == MEANS | labelled | {"about", "kl_per_dimension", "active_units", "pca", "log_p_curve"}
-    for name in MEANS | labelled | {"active_units"}:
+    bounded = config.objective.name != "reconstruction"
+    means, more = (MEANS, {"kl_per_dimension", "active_units", "log_p_curve"}) if bounded else (WITHOUT_BOUND, set())
+    assert set(written) == means | labelled | more | {"about", "pca"}
+    for name in means | labelled | (more & {"active_units"}):
         assert {"value", "se", "n", "unit", "split"} <= written[name].keys(), name
         assert written[name]["split"] == "test"
-    in_nats = {"elbo", "kl", "distortion", "log_p", "kl_per_dimension", "log_p_curve"}
+    in_nats = {"elbo", "kl", "distortion", "log_p", "kl_per_dimension", "log_p_curve"} & set(written)
     assert {written[name]["unit"] for name in in_nats} == {unit}
+    assert written["about"]["bound"] == ("elbo" if bounded else "none")
+    report = write_run_report(run)
+    shown = written["elbo" if bounded else "distortion"]["value"]
+    assert f"{shown:.2f}" in report.read_text(encoding="utf-8").replace("\u2212", "-").replace(",", "")
+    for path in run.path.glob("*.json*"):
+        text = path.read_text(encoding="utf-8")
+        for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
+            strict(part)
+    if bounded:
+        assert_bounds_agree(written, dataset)
+
+
+def assert_bounds_agree(written: Mapping[str, Any], dataset: Dataset) -> None:
     assert written["elbo"]["value"] == pytest.approx(-written["distortion"]["value"] - written["kl"]["value"])
     assert written["log_p"]["value"] == pytest.approx(written["elbo"]["value"] + written["log_p"]["gap"])
     assert sum(written["kl_per_dimension"]["values"]) == pytest.approx(written["kl"]["value"])
     assert [point["k"] for point in written["log_p_curve"]["points"]] == [1, 4]
     if dataset.spec.values != "real":
-        assert written["elbo"]["value"] < 0
-    report = write_run_report(run)
-    assert f"{written['elbo']['value']:.2f}" in report.read_text(encoding="utf-8").replace("\u2212", "-")
-    for path in run.path.glob("*.json*"):
-        text = path.read_text(encoding="utf-8")
-        for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
-            strict(part)
+        assert written["elbo"]["value"] < 0 or written["about"]["family"] == "gaussian"
 
 
 def test_per_image_values_are_what_the_metrics_are_means_of(tmp_path):

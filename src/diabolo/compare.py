@@ -122,7 +122,7 @@ def _conditions(run: Run, evaluation: Mapping[str, Any]) -> dict[str, Any]:
     about = evaluation["about"]
     try:
         log_p = evaluation.get("log_p", {})
-        kind = log_p.get("bound", "lower bound")
+        kind = log_p.get("bound", "no bound" if about["bound"] == "none" else "lower bound")
         return {
             "data hash": about["data_hash"],
             "split": about["split"],

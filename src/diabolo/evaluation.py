@@ -33,9 +33,10 @@ from diabolo.metrics import (
     mean_squared_error,
 )
 from diabolo.models.autoencoder import Autoencoder
+from diabolo.models.distributions import keyed_sample
 from diabolo.models.objectives import log_mean_exp
 from diabolo.progress import Progress
-from diabolo.seeds import fold
+from diabolo.seeds import fold, mix
 
 logger = logging.getLogger("diabolo")
 
@@ -102,7 +103,7 @@ def evaluate(
         measured = {name: registry.get("metric", name)(evidence) for name in registry.names("metric")}
         seconds["metrics"] = round(time.monotonic() - began, 2)
     result = {
-        "about": _about(run, dataset, settings, seconds),
+        "about": _about(run, dataset, settings, seconds, evidence),
         **{name: m for name, m in measured.items() if m is not None},
     }
     runs.write_tensors(run.path / "per_image.safetensors", _per_image(evidence))
@@ -129,7 +130,8 @@ def _finite(
         if not str(error).startswith("Expected parameter"):  # torch.distributions on parameters outside their range
             raise
         raise DataError(f"{run.path} cannot be measured", f"{why} {str(error).splitlines()[0]}", remedy) from error
-    if not all(t.isfinite().all() for t in (evidence.elbo, evidence.kl, evidence.mse_sample)):
+    numbers = (evidence.elbo, evidence.kl, evidence.mse_sample, evidence.distortion, evidence.mse_mean)
+    if not all(t.isfinite().all() for t in numbers if t is not None):
         raise DataError(f"{run.path} cannot be measured", why, remedy)
     return evidence, seconds
 
@@ -163,7 +165,7 @@ def gather(
     whole = _whole_pass(model, loader, settings, progress)
     clock.lap("pass")
     labels = dataset.split(settings.split).labels
-    sampled = _importance(model, loader, labels, settings, progress)
+    sampled = _importance(model, loader, labels, settings, progress) if model.bounded else {}
     clock.lap("importance")
     probes = _probe_inputs(model, dataset, device) if settings.probes and labels is not None else {}
     clock.lap("probes")
@@ -184,25 +186,43 @@ class _Clock:
 
 
 def _whole_pass(model: Autoencoder, loader: Loader, settings: Settings, progress: Progress) -> dict[str, Any]:
-    progress.start(f"ELBO on {settings.split}", len(loader))
+    progress.start(f"{'ELBO' if model.bounded else 'distortion'} on {settings.split}", len(loader))
     seed, columns = fold(settings.seed, "elbo"), []
+    measure = _bounded if model.bounded else _unbounded
     for batch in loader.ordered(BATCH):
-        inference = keyed_inference(model, batch.x, batch.index.tolist(), settings.elbo_samples, seed)
-        latent = inference.latents[0]
-        log_w = float64(inference.log_weight(batch.x))  # (S, B)
-        row = {
-            "elbo": log_w.mean(0),
-            "elbo_variance": log_w.var(0) / settings.elbo_samples,
-            "kl": float64(latent.kl()).mean(0),
-            "mse_mean": float64(mean_squared_error(model.decode(latent.posterior.mean[None]), batch.x))[0],
-            "mse_sample": float64(mean_squared_error(inference.likelihood, batch.x)).mean(0),
-            "mean": float64(latent.posterior.mean).flatten(1),
-        }
-        per_dimension = _kl_per_dimension(latent.posterior, latent.prior)
-        columns.append(row if per_dimension is None else {**row, "kl_per_dimension": per_dimension})
+        columns.append(measure(model, batch.x, batch.index.tolist(), settings.elbo_samples, seed))
         progress.advance(len(batch.x))
     progress.finish()
     return {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+
+
+def _bounded(model: Autoencoder, x: Tensor, index: Sequence[int], samples: int, seed: int) -> dict[str, Tensor]:
+    inference = keyed_inference(model, x, index, samples, seed)
+    latent = inference.latents[0]
+    log_w, kl = float64(inference.log_weight(x)), float64(latent.kl()).mean(0)  # (S, B), (B,)
+    row = {
+        "elbo": log_w.mean(0),
+        "elbo_variance": log_w.var(0) / samples,
+        "kl": kl,
+        "distortion": -log_w.mean(0) - kl,
+        "mse_mean": float64(mean_squared_error(model.decode(latent.posterior.mean[None]), x))[0],
+        "mse_sample": float64(mean_squared_error(inference.likelihood, x)).mean(0),
+        "mean": float64(latent.posterior.mean).flatten(1),
+    }
+    per_dimension = _kl_per_dimension(latent.posterior, latent.prior)
+    return row if per_dimension is None else {**row, "kl_per_dimension": per_dimension}
+
+
+def _unbounded(model: Autoencoder, x: Tensor, index: Sequence[int], samples: int, seed: int) -> dict[str, Tensor]:
+    """Of a model without a bound; the code of a plain autoencoder is the same in every draw, so one is enough."""
+    q, drawn = model.encode(x), model.posterior.density
+    decoded = model.decode(keyed_sample(q, samples if drawn else 1, [mix(seed, i) for i in index]))
+    row = {
+        "distortion": -float64(decoded.log_prob(x)).mean(0),
+        "mse_mean": float64(mean_squared_error(model.decode(q.mean[None]), x))[0],
+        "mean": float64(q.mean).flatten(1),
+    }
+    return {**row, "mse_sample": float64(mean_squared_error(decoded, x)).mean(0)} if drawn else row
 
 
 def _kl_per_dimension(q: Any, p: Any) -> Tensor | None:
@@ -313,7 +333,7 @@ def _per_image(e: Evidence) -> dict[str, Tensor]:
 
 
 def _about(
-    run: runs.Run, dataset: Dataset, settings: Settings, seconds: Sequence[float] | dict[str, float]
+    run: runs.Run, dataset: Dataset, settings: Settings, seconds: dict[str, float], evidence: Evidence
 ) -> dict[str, Any]:
     likelihood = run.config.model.likelihood.name
     kind: Any = registry.get("likelihood", likelihood)
@@ -330,6 +350,7 @@ def _about(
         "likelihood": likelihood,
         "family": kind.family,
         "normalised": kind.normalised,
+        "bound": "elbo" if evidence.elbo is not None else "none",
         "entropy_floor": entropy_floor(split.values).mean().item() if floored else None,
         "seconds": seconds,
         "training": run.status["state"],

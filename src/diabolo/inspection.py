@@ -167,9 +167,15 @@ def score(
     """ELBO, distortion and rate of each example, with the draws of z that an evaluation gives the example of that index.
 
     Raises:
-        DataError: if the run's test examples are needed for the percentile and cannot be had.
+        DataError: if the model has no bound, or the run's test examples are needed for the percentile and cannot be had.
     """
     model, progress = run.model().to(device), progress or Progress()
+    if not model.bounded:
+        raise DataError(
+            f"{run.path} cannot score examples: its model has no ELBO",
+            "A plain autoencoder has no prior, and its posterior no density.",
+            "Score with a variational one; errors at the code are in: diabolo evaluate RUN",
+        )
     with own_randomness(torch.device(device)):
         elbo, rate = _elbo(model, given.loader(device), samples, progress, given.source)
         known = _evaluated(run, samples)
@@ -265,15 +271,18 @@ def interpolations(model: Autoencoder, loader: Loader, *, steps: int, pairs: int
 @torch.no_grad()
 def traversals(model: Autoencoder, codes: Tensor, *, steps: int, span: float) -> tuple[Tensor, Tensor, Tensor]:
     """(d, steps, C, H, W): decoder means as one latent dimension goes from -span to span prior standard deviations, the others at
-    the prior's mean. Rows in order of Var_x(mu_j) over `codes` (N, d), largest first; also that order and those variances."""
+    the prior's mean; without a prior, mean and standard deviation are those of the codes. Rows in order of Var_x(mu_j) over
+    `codes` (N, d), largest first; also that order and those variances."""
     activity = codes.double().var(0)
     order = activity.argsort(descending=True, stable=True)
     prior = model.prior()
-    flat = prior.mean.flatten().expand(len(order), steps, -1).clone()  # (d, steps, d)
+    shape = codes.shape[1:] if prior is None else prior.mean.shape
+    centre, spread = (codes.mean(0), codes.std(0)) if prior is None else (prior.mean.flatten(), prior.stddev.flatten())
+    flat = centre.expand(len(order), steps, -1).clone()  # (d, steps, d)
     moved = torch.linspace(-span, span, steps)
     for row, j in enumerate(order.tolist()):
-        flat[row, :, j] += moved * prior.stddev.flatten()[j]
-    z = flat.flatten(0, 1).unflatten(1, prior.mean.shape)
+        flat[row, :, j] += moved * spread[j]
+    z = flat.flatten(0, 1).unflatten(1, shape)
     return model.decode(z[None]).mean[0].unflatten(0, (len(order), steps)), order, activity[order]
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from diabolo.data.manage import Row
     from diabolo.runs import Run
 
-EVALUATION_COLUMNS = ("run", "ELBO", "log p(x), IS", "gap", "KL", "MSE, z = mu", "MSE, z drawn", "active")
+BOUND_COLUMNS = ("run", "ELBO", "log p(x), IS", "gap", "KL", "MSE, z = mu", "MSE, z drawn", "active")
+CODE_COLUMNS = ("run", "distortion", "MSE, z = code")
 
 
 def table(*columns: str) -> Table:
@@ -53,47 +54,67 @@ def data_table(sets: Sequence[Row]) -> Table:
 
 
 def evaluation_tables(finished: Sequence[Run]) -> Iterator[tuple[str, Table, str]]:
-    """(heading, table, what its numbers are) for each likelihood: different families are never set side by side."""
+    """(heading, table, what its numbers are) for each likelihood and kind of model: families, and models with and without a
+    bound, are never set side by side."""
     groups: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
     for run in finished:
         result = run.evaluation()
         about = result["about"]
         label = "" if about["normalised"] else ", unnormalised"
+        kind = "" if about["bound"] == "elbo" else ", no bound: a plain autoencoder"
         data = f"data {about['data']}, {about['split']} split, {about['values']} values"
-        groups.setdefault(f"{data}, likelihood {about['likelihood']}{label}, n = {about['n']:,}", []).append((
+        groups.setdefault(f"{data}, likelihood {about['likelihood']}{label}{kind}, n = {about['n']:,}", []).append((
             run,
             result,
         ))
     for heading, members in groups.items():
-        rows = table(*EVALUATION_COLUMNS)
+        first = members[0][1]
+        bound = first["about"]["bound"] == "elbo"
+        rows = table(*(BOUND_COLUMNS if bound else CODE_COLUMNS))
         for run, result in members:
-            rows.add_row(run.name, *_cells(result))
-        unit, log_p = members[0][1]["elbo"]["unit"], members[0][1]["log_p"]
-        value = "pixel" if unit == "nats/image" else "value"
-        of = "images" if log_p["se"] == log_p["plain_se"] else "the mean gap"
-        few = "" if log_p["ess_p10"] >= 10 else " (a few draws carry some images: their log p(x) is low)"
-        about_numbers = (
-            f"{unit}, value +- standard error over images; log p(x): K = {log_p['k']:,} on n = {log_p['n']:,}, +- that of {of}, "
-            f"effective sample size: median {log_p['ess_median']:.1f}, tenth percentile {log_p['ess_p10']:.1f}{few}; "
-            f"MSE per {value}"
-        )
-        yield heading, rows, about_numbers
+            rows.add_row(run.name, *(_cells(result) if bound else _code_cells(result)))
+        yield heading, rows, _numbers(first) if bound else _unbounded_numbers(first)
+
+
+def _unbounded_numbers(result: Mapping[str, Any]) -> str:
+    unit = result["distortion"]["unit"]
+    return f"{unit}, value +- standard error over images; no log p(x); MSE per {_value(unit)}"
+
+
+def _value(unit: str) -> str:
+    return "pixel" if unit == "nats/image" else "value"
+
+
+def _numbers(result: Mapping[str, Any]) -> str:
+    unit, log_p = result["elbo"]["unit"], result["log_p"]
+    of = "images" if log_p["se"] == log_p["plain_se"] else "the mean gap"
+    few = "" if log_p["ess_p10"] >= 10 else " (a few draws carry some images: their log p(x) is low)"
+    return (
+        f"{unit}, value +- standard error over images; log p(x): K = {log_p['k']:,} on n = {log_p['n']:,}, +- that of {of}, "
+        f"effective sample size: median {log_p['ess_median']:.1f}, tenth percentile {log_p['ess_p10']:.1f}{few}; "
+        f"MSE per {_value(unit)}"
+    )
+
+
+def _shown(result: Mapping[str, Any], name: str, digits: int) -> str:
+    return f"{result[name]['value']:.{digits}f} +- {result[name]['se']:.{digits}f}"
 
 
 def _cells(result: Mapping[str, Any]) -> list[str]:
-    def shown(name: str, digits: int) -> str:
-        return f"{result[name]['value']:.{digits}f} +- {result[name]['se']:.{digits}f}"
-
     gap, active = result["log_p"], result["active_units"]
     return [
-        shown("elbo", 2),
-        shown("log_p", 2),
+        _shown(result, "elbo", 2),
+        _shown(result, "log_p", 2),
         f"{gap['gap']:.2f} +- {gap['gap_se']:.2f}",
-        shown("kl", 2),
-        shown("mse_mean", 4),
-        shown("mse_sample", 4),
+        _shown(result, "kl", 2),
+        _shown(result, "mse_mean", 4),
+        _shown(result, "mse_sample", 4),
         f"{active['value']}/{active['of']}",
     ]
+
+
+def _code_cells(result: Mapping[str, Any]) -> list[str]:
+    return [_shown(result, "distortion", 2), _shown(result, "mse_mean", 4)]
 
 
 def megabytes(count: int) -> str:

@@ -48,13 +48,20 @@ def mean_terms(model: Autoencoder, objective: Objective, batches: Any, seed: int
     count = 0
     with torch.no_grad():
         for batch in batches:
-            inference = keyed_inference(
-                model, batch.x, batch.index.tolist(), int(getattr(objective, "samples", 1)), seed
-            )
             count += batch.x.shape[0]
-            for name, value in objective.terms(inference, batch.x, _LAST_STEP).items():
+            for name, value in _keyed_terms(model, objective, batch.x, batch.index.tolist(), seed).items():
                 sums[name] = sums.get(name, 0.0) + float64(value).sum().item()
     return {name: total / count for name, total in sums.items()}
+
+
+def _keyed_terms(
+    model: Autoencoder, objective: Objective, x: Tensor, index: Sequence[int], seed: int
+) -> dict[str, Tensor]:
+    own = getattr(objective, "keyed", None)  # of one that changes its input or looks at more than the record
+    if own is not None:
+        return dict(own(model, x, [mix(seed, i) for i in index]))
+    inference = keyed_inference(model, x, index, int(getattr(objective, "samples", 1)), seed)
+    return objective.terms(inference, x, _LAST_STEP)
 
 
 def importance_log_weights(
@@ -119,13 +126,14 @@ class Evidence:
 
     split: str
     unit: str  # nats/image or nats/example
-    elbo: Tensor  # (N,) mean over S draws of log w
-    elbo_variance: Tensor  # (N,) Monte-Carlo variance of that mean
-    kl: Tensor  # (N,) KL(q || p)
+    distortion: Tensor  # (N,) -E_q log p(x|z); with a bound, -elbo - KL: the sampled KL serves as control variate
     mse_mean: Tensor  # (N,) at z = mu
-    mse_sample: Tensor  # (N,) mean over S draws
     mean: Tensor  # (N, d) posterior means
     samples: int  # S
+    elbo: Tensor | None = None  # (N,) mean over S draws of log w; None for a model without a bound, as all down to kl
+    elbo_variance: Tensor | None = None  # (N,) Monte-Carlo variance of that mean
+    kl: Tensor | None = None  # (N,) KL(q || p)
+    mse_sample: Tensor | None = None  # (N,) mean over S draws; None where z is not drawn
     kl_per_dimension: Tensor | None = None  # (N, d), where the family factorises
     labels: Tensor | None = None  # (N,)
     train_mean: Tensor | None = None  # (M, d), with train_labels (M,): what probes are fitted to
@@ -142,11 +150,6 @@ class Evidence:
     def error_unit(self) -> str:
         return "squared error/pixel" if self.unit == "nats/image" else "squared error/value"
 
-    @property
-    def distortion(self) -> Tensor:
-        """-E_q log p(x|z), (N,): from elbo = -(distortion + KL), with the sampled KL as control variate."""
-        return -self.elbo - self.kl
-
     def entry(self, values: Tensor, unit: str, **more: Any) -> Entry:
         """An entry of evaluation.json: the mean over images with its standard error."""
         value, se = mean_and_se(values)
@@ -159,22 +162,25 @@ def _monte_carlo_se(variances: Tensor) -> float:
 
 # ------------------------------------------------------------------------------------------------ the metrics
 @register("metric", "elbo")
-def elbo(e: Evidence) -> Entry:
+def elbo(e: Evidence) -> Entry | None:
     """Evidence lower bound, E_q[log p(x, z) - log q(z | x)] <= log p(x), nats per example, z always drawn: the bound itself,
-    to be maximised; negative for discrete data."""
+    to be maximised; negative for discrete data. Absent for a model without a bound."""
+    if e.elbo is None or e.elbo_variance is None:
+        return None
     return e.entry(e.elbo, e.unit, mc_se=_monte_carlo_se(e.elbo_variance), samples=e.samples)
 
 
 @register("metric", "distortion")
 def distortion(e: Evidence) -> Entry:
-    """-E_q[log p(x | z)], nats per example."""
-    return e.entry(e.distortion, e.unit, mc_se=_monte_carlo_se(e.elbo_variance), samples=e.samples)
+    """-E_q[log p(x | z)], nats per example; z is drawn, or is the code of a plain autoencoder."""
+    drawn = {} if e.elbo_variance is None else {"mc_se": _monte_carlo_se(e.elbo_variance), "samples": e.samples}
+    return e.entry(e.distortion, e.unit, **drawn)
 
 
 @register("metric", "kl")
-def kl(e: Evidence) -> Entry:
+def kl(e: Evidence) -> Entry | None:
     """The rate KL(q(z | x) || p(z)), nats per example."""
-    return e.entry(e.kl, e.unit)
+    return None if e.kl is None else e.entry(e.kl, e.unit)
 
 
 @register("metric", "kl_per_dimension")
@@ -182,7 +188,7 @@ def kl_per_dimension(e: Evidence) -> Entry | None:
     """The rate of each latent dimension, nats per example."""
     if e.kl_per_dimension is None:
         return None
-    return {"values": e.kl_per_dimension.mean(0).tolist(), "n": e.kl.numel(), "unit": e.unit, "split": e.split}
+    return {"values": e.kl_per_dimension.mean(0).tolist(), "n": e.distortion.numel(), "unit": e.unit, "split": e.split}
 
 
 @register("metric", "mse_mean")
@@ -192,9 +198,9 @@ def mse_mean(e: Evidence) -> Entry:
 
 
 @register("metric", "mse_sample")
-def mse_sample(e: Evidence) -> Entry:
+def mse_sample(e: Evidence) -> Entry | None:
     """Mean over pixels of (decoder mean - x)^2 with z drawn from q(z | x)."""
-    return e.entry(e.mse_sample, e.error_unit, z="drawn", samples=e.samples)
+    return None if e.mse_sample is None else e.entry(e.mse_sample, e.error_unit, z="drawn", samples=e.samples)
 
 
 @register("metric", "log_p")
@@ -210,7 +216,7 @@ def log_p(e: Evidence) -> Entry | None:
 
     Reference: Burda et al. (2016), arXiv:1509.00519, section 5.
     """
-    if e.log_p is None or e.index is None or e.log_p_variance is None or e.ess is None:
+    if e.elbo is None or e.log_p is None or e.index is None or e.log_p_variance is None or e.ess is None:
         return None
     share = e.log_p.numel() / e.elbo.numel()
     gap, gap_se = mean_and_se(e.log_p - e.elbo[e.index])
@@ -254,11 +260,15 @@ def log_p_curve(e: Evidence) -> Entry | None:
 
 
 @register("metric", "active_units")
-def active_units(e: Evidence) -> Entry:
+def active_units(e: Evidence) -> Entry | None:
     """The number of latent dimensions whose posterior mean varies over the data: Var_x(mu_j) > 0.01.
+
+    Absent where there is no prior: the threshold is a share of the prior's variance.
 
     Reference: Burda et al. (2016), arXiv:1509.00519, section 5.
     """
+    if e.elbo is None:
+        return None
     variance = e.mean.var(0)
     return {
         "value": int((variance > ACTIVE_VARIANCE).sum()),

@@ -29,20 +29,26 @@ def random_examples(loader: Loader, n: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def pictures(model: Autoencoder, dataset: Dataset, *, n: int = 64, seed: int = 0, split: str = "test") -> Pictures:
-    """n random images of a split, their reconstructions at z = mu, and n decoder means at z ~ N(0, I).
+    """n random images of a split, their reconstructions at z = mu, and n decoder means at z ~ p(z), where there is a prior.
 
     Which images and which z depend on the seed alone, so that models can be compared picture by picture.
     """
     loader = Loader(dataset, split)
     real = random_examples(loader, n, seed)
-    prior = model.prior()
-    z = prior.mean + prior.stddev * shared_noise(n, prior.mean.shape[0], seed)
     return Pictures(
         real=real,
         reconstructed=model.reconstruct(real).mean[0],
-        generated=model.decode(z[None]).mean[0],
+        generated=_generated(model, n, seed),
         seed=seed,
     )
+
+
+def _generated(model: Autoencoder, n: int, seed: int) -> Tensor | None:
+    prior = model.prior()
+    if prior is None:
+        return None
+    z = prior.mean + prior.stddev * shared_noise(n, prior.mean.shape[0], seed)
+    return model.decode(z[None]).mean[0]
 
 
 def sample_grid(model: Autoencoder, *, n: int, seed: int, temperature: float) -> bytes:

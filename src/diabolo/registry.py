@@ -25,10 +25,11 @@ from diabolo.errors import UsageError, did_you_mean
 
 SLOTS = ("dataset", "network", "posterior", "prior", "likelihood", "objective", "metric")
 
-#: Parameters that `models/build.py` and `data/` fill in: shapes, the number of training examples, how to reach the data.
+#: Parameters that `models/build.py` and `data/` fill in: shapes, the encoder whose weights a decoder shares, the number of
+#: training examples, how to reach the data.
 INJECTED = {
     "dataset": {"access"},
-    "network": {"in_shape", "out_shape"},
+    "network": {"in_shape", "out_shape", "encoder"},
     "prior": {"latent_shape", "data_shape"},
     "likelihood": {"data_shape"},
     "objective": {"examples"},

@@ -24,14 +24,15 @@ from diabolo.tables import Reading
 
 @dataclass(frozen=True)
 class Pictures:
-    """Decoder means in [0, 1], each (n, C, H, W): test images, their reconstructions at z = mu, decodings of z ~ p(z).
+    """Decoder means in [0, 1], each (n, C, H, W): test images, their reconstructions at z = mu, decodings of z ~ p(z), None
+    for a model without a prior.
 
     `seed` is that of the generated z; it is printed in the caption.
     """
 
     real: Tensor
     reconstructed: Tensor
-    generated: Tensor
+    generated: Tensor | None
     seed: int = 0
 
 
@@ -205,24 +206,25 @@ def _k_curve(key: str, readings: Sequence[Reading]) -> Panel:
 
 def _grids(title: str, pictures: Pictures) -> list[Panel]:
     n = len(pictures.real)
-    return [
+    panels = [
         Panel("Real", image=plots.image_grid(pictures.real), alt=f"{n} real test images"),
         Panel(
             "Reconstructed",
             image=plots.image_grid(pictures.reconstructed),
             alt=f"The same images, reconstructed by {title}",
         ),
-        Panel(
-            "Generated",
-            image=plots.image_grid(pictures.generated),
-            alt=f"{len(pictures.generated)} images from {title}",
-        ),
     ]
+    if pictures.generated is None:
+        return panels
+    alt = f"{len(pictures.generated)} images from {title}"
+    return [*panels, Panel("Generated", image=plots.image_grid(pictures.generated), alt=alt)]
 
 
 def _picture_facts(reading: Reading, pictures: Pictures) -> Facts:
-    n = f"{len(pictures.real)} images + {len(pictures.generated)} generated"
-    return _facts(reading, unit="pixel mean in [0, 1]", n=n, seed=f"{pictures.seed} (of z)")
+    unit, n = "pixel mean in [0, 1]", f"{len(pictures.real)} images"
+    if pictures.generated is None:
+        return _facts(reading, unit=unit, n=n)
+    return _facts(reading, unit=unit, n=f"{n} + {len(pictures.generated)} generated", seed=f"{pictures.seed} (of z)")
 
 
 def _legend_classes(reading: Reading, classes: Sequence[str]) -> list[tuple[Markup, str]]:

@@ -66,7 +66,7 @@ class Reading:
 
     @property
     def unit(self) -> str:
-        return str(self.evaluation.get("elbo", {}).get("unit", "nats/example"))
+        return str(self.evaluation["distortion"]["unit"])
 
 
 def read(run: Run, title: str = "", required: Sequence[str] = ()) -> Reading:

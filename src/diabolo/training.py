@@ -25,7 +25,7 @@ from diabolo.data import Access, Dataset, Loader
 from diabolo.engine import environment, own_randomness, pick_device
 from diabolo.errors import DiaboloError, DivergedError, UsageError
 from diabolo.metrics import mean_terms
-from diabolo.models.build import build_model, build_objective
+from diabolo.models.build import build_model, build_objective, check_objective
 from diabolo.models.distributions import unchecked
 from diabolo.models.objectives import Objective, Terms
 from diabolo.progress import Progress
@@ -449,4 +449,5 @@ def _check(config: RunConfig, dataset: Dataset) -> None:
             "Take train.keep=last, or data.validation above 0 and train.curve=validation.",
         )
     with torch.device("meta"):  # shapes alone, before a run directory is made
-        build_model(config.model.to_dict(), dataset.spec)
+        model = build_model(config.model.to_dict(), dataset.spec)
+    check_objective(model, build_objective(config.objective.to_dict(), dataset.spec))

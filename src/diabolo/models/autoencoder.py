@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
+from diabolo.errors import UsageError
 from diabolo.models.distributions import detached, temper
 from diabolo.models.likelihoods import Likelihood
 from diabolo.models.networks import Head
 from diabolo.models.priors import Prior
+
+_NO_PRIOR = "this model has no prior, so no rate and no bound: take model.prior=standard_normal"
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Latent:
 
     sample: Tensor  # (S, B, *event): what the decoder reads
     posterior: Distribution  # q(z | .), batch (B,)
-    prior: Distribution  # p(z | .), batch () or (B,)
+    prior: Distribution | None  # p(z | .), batch () or (B,); None for a plain autoencoder, which defines no p(z)
 
     @property
     def code(self) -> Tensor:
@@ -36,14 +39,26 @@ class Latent:
         return self.posterior.mean.expand_as(self.sample)
 
     def kl(self) -> Tensor:
-        """KL(q || p) >= 0, (S, B) nats: analytic where torch knows the pair, else log q - log p at the sample."""
+        """KL(q || p) >= 0, (S, B) nats: analytic where torch knows the pair, else log q - log p at the sample.
+
+        Raises:
+            NotImplementedError: where there is no prior, or q has no density.
+        """
+        if self.prior is None:
+            raise NotImplementedError(_NO_PRIOR)
         try:
             return kl_divergence(self.posterior, self.prior).expand(self.sample.shape[:2])
         except NotImplementedError:
             return -self.log_ratio()
 
     def log_ratio(self, path_only: bool = False) -> Tensor:
-        """log p(z) - log q(z | x) at the sample, (S, B) nats; `path_only`: q's parameters are held constant."""
+        """log p(z) - log q(z | x) at the sample, (S, B) nats; `path_only`: q's parameters are held constant.
+
+        Raises:
+            NotImplementedError: where there is no prior, or q has no density.
+        """
+        if self.prior is None:
+            raise NotImplementedError(_NO_PRIOR)
         q = detached(self.posterior) if path_only else self.posterior
         return self.prior.log_prob(self.code) - q.log_prob(self.code)
 
@@ -83,6 +98,11 @@ class Autoencoder(nn.Module):
         self.encoder, self.posterior, self.prior = encoder, posterior, prior
         self.decoder, self.likelihood = decoder, likelihood
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the model has an ELBO: q has a density and there is a prior."""
+        return bool(self.posterior.density) and self.prior.density != "none"
+
     def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
         """q(z | x), batch (B,), of x (B, *data)."""
         q: Distribution = self.posterior(self.encoder(x))
@@ -101,9 +121,19 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None, temperature: float = 1.0) -> Distribution:
-        """p(x | z) at n draws z ~ p(z), batch (1, n); its mean is what pictures show."""
-        p = temper(self.prior(y, self.encode), temperature)
-        return self.decode(p.expand(torch.Size((n,))).sample()[None], y)
+        """p(x | z) at n draws z ~ p(z), batch (1, n); its mean is what pictures show.
+
+        Raises:
+            UsageError: if the model has no prior.
+        """
+        p = self.prior(y, self.encode)
+        if p is None:
+            raise UsageError(
+                "nothing can be drawn from this model: it has no prior",
+                "A plain autoencoder does not say which codes are likely.",
+                "Draw from a variational one, for example: diabolo train vae",
+            )
+        return self.decode(temper(p, temperature).expand(torch.Size((n,))).sample()[None], y)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:

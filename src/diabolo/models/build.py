@@ -31,11 +31,12 @@ def build_model(model: Mapping[str, Any], spec: DataSpec) -> Autoencoder:
     _check_values(model["likelihood"]["name"], likelihood, spec)
     encoder_shapes = {"in_shape": spec.shape, "out_shape": (posterior.channels(latent_shape[0]), *latent_shape[1:])}
     decoder_shapes = {"in_shape": latent_shape, "out_shape": (likelihood.channels(spec.shape[0]), *spec.shape[1:])}
+    encoder = _component("network", model["encoder"], encoder_shapes)
     return Autoencoder(
-        encoder=_component("network", model["encoder"], encoder_shapes),
+        encoder=encoder,
         posterior=posterior,
         prior=_component("prior", model["prior"], {"latent_shape": latent_shape, "data_shape": spec.shape}),
-        decoder=_component("network", model["decoder"], decoder_shapes),
+        decoder=_component("network", model["decoder"], {**decoder_shapes, "encoder": encoder}),
         likelihood=likelihood,
     )
 
@@ -44,6 +45,33 @@ def build_objective(objective: Part, spec: DataSpec) -> Objective:
     """Build the objective; one that needs the number of training examples receives it."""
     built: Objective = _component("objective", objective, {"examples": spec.examples})
     return built
+
+
+def check_objective(model: Autoencoder, objective: Objective) -> None:
+    """Refuse an objective that means nothing for this model.
+
+    Raises:
+        UsageError: naming what is missing and what to take instead.
+    """
+    if objective.bound and not model.bounded:
+        raise UsageError(
+            "this objective is a bound on log p(x), and this model has none",
+            "A bound needs a prior p(z) and a posterior q(z | x) with a density; a plain autoencoder has neither.",
+            "Take objective=reconstruction, or model.posterior=gaussian model.prior=standard_normal.",
+        )
+    if not objective.bound and model.prior.density != "none":
+        raise UsageError(
+            "this objective never looks at the prior",
+            "The codes would not follow it, and samples drawn from it would mean nothing.",
+            "Take model.prior=none, or objective=elbo with model.posterior=gaussian.",
+        )
+    closed = getattr(objective, "contractive", 0) and getattr(objective, "jacobian", "") == "closed"
+    if closed and not (hasattr(model.encoder, "squared_jacobian") and not model.posterior.density):
+        raise UsageError(
+            "this encoder's Jacobian has no closed form here",
+            "It is known for model.encoder=layer with model.posterior=dirac.",
+            "Take objective.jacobian=hutchinson.",
+        )
 
 
 def _component(slot: str, part: Part, injected: Mapping[str, Any]) -> Any:

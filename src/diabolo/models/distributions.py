@@ -29,6 +29,34 @@ class GreyBernoulli(Bernoulli):
     support = constraints.unit_interval  # type: ignore[assignment]
 
 
+class Dirac(Distribution):
+    """A point mass at `value` (B, *event): the posterior of a plain autoencoder. Every draw is the value itself.
+
+    It has no density, so there is no rate and no bound; asking for `log_prob` raises NotImplementedError with the remedy.
+    """
+
+    has_rsample = True
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__(value.shape[:1], value.shape[1:], validate_args=False)
+        self.value = value
+
+    @property
+    def mean(self) -> Tensor:
+        return self.value
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.zeros_like(self.value)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.value.expand(*sample_shape, *self.value.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        raise NotImplementedError("a dirac posterior has no density, so no rate and no bound: take a gaussian one")
+
+
 def float32(t: Tensor) -> Tensor:
     """Return t in float32 at least: densities are never computed in half precision."""
     return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t
@@ -89,6 +117,11 @@ def _(q: Normal, samples: int, seeds: Sequence[int]) -> Tensor:
     shape = (samples, *q.loc.shape[1:])
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=q.loc.dtype) for seed in seeds]
     return q.loc + q.scale * torch.stack(noise, 1).to(q.loc.device)
+
+
+@keyed_sample.register
+def _(q: Dirac, samples: int, seeds: Sequence[int]) -> Tensor:
+    return q.rsample(torch.Size((samples,)))
 
 
 @keyed_sample.register(Independent)

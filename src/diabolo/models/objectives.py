@@ -1,5 +1,6 @@
 """Objectives: (model, x, y, step) -> named terms in nats per example, each (B,); "loss" is what training minimises.
 
+`bound` says whether minus the loss (at beta = 1) is a bound on log p(x), which needs a prior and a posterior with a density.
 `terms` works on a record, so that one bound can stand inside another objective. Nothing is averaged here: the mean over the
 batch is taken on the last line of the training loop.
 """
@@ -7,20 +8,29 @@ batch is taken on the last line of the training loop.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from diabolo.models.autoencoder import Inference
+from diabolo.models.corruptions import corrupt
+from diabolo.models.distributions import keyed_sample
 from diabolo.registry import register
 
 Terms = dict[str, Tensor]
 
 
 class Objective(Protocol):
-    """What the training loop and the reports need of an objective."""
+    """What the training loop and the reports need of an objective.
+
+    One that changes its input or looks at more than the record also has `keyed(model, x, seeds)`: its terms with the noise of
+    example b drawn from seeds[b], for curves that do not depend on batches.
+    """
+
+    bound: bool
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, step: int = 0) -> Terms:
         """Named terms of x (B, *data), each (B,), nats per example; contains "loss"."""
@@ -42,6 +52,8 @@ class ELBO:
 
     References: Kingma & Welling (2014), arXiv:1312.6114; Higgins et al., beta-VAE (2017).
     """
+
+    bound = True
 
     beta: float = 1.0
     warmup_steps: int = 0
@@ -71,6 +83,8 @@ class IWAE:
     reparameterized gradient estimators (2019), arXiv:1810.04152.
     """
 
+    bound = True
+
     samples: int = 8
     gradient: Literal["total", "dreg"] = "total"
 
@@ -91,6 +105,94 @@ class IWAE:
             weight = log_w.softmax(0).detach()
             z.register_hook(lambda g: g * weight.view(*weight.shape, *[1] * (g.ndim - 2)))
         return {"loss": -log_mean_exp(log_w), "distortion": _distortion(inference, x), "rate": _rate(inference)}
+
+
+@register("objective", "reconstruction")
+@dataclass(frozen=True)
+class Reconstruction:
+    r"""Minimise the distortion of a plain, denoising or contractive autoencoder: no bound on log p(x).
+
+    .. math:: loss = -\log p(x | z), \quad z = f(\tilde x), \qquad
+              +\ \lambda \| J_f(x) \|_F^2 \text{ with } \lambda = contractive
+
+    `noise` and `level` corrupt what the encoder sees; the clean x is what is scored (Vincent et al., 2010). J is the Jacobian of
+    the code's mean with respect to x: "closed" takes it from an encoder that knows it (`layer`), "hutchinson" estimates
+    its squared norm without bias, as ||J' v||^2 with v of independent signs, averaged over `probes` draws (Rifai et al., 2011).
+
+    Raises:
+        ValueError: for a negative weight, or a level that is no share of the values.
+
+    References: Vincent et al., Stacked denoising autoencoders (2010), https://www.jmlr.org/papers/v11/vincent10a.html; Rifai et
+    al., Contractive auto-encoders (2011), https://icml.cc/2011/papers/455_icmlpaper.pdf.
+    """
+
+    bound = False
+
+    noise: Literal["none", "gaussian", "masking", "salt_pepper"] = "none"
+    level: float = 0.3
+    contractive: float = 0.0
+    jacobian: Literal["closed", "hutchinson"] = "closed"
+    probes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.noise in {"masking", "salt_pepper"} and not 0 <= self.level <= 1:
+            raise ValueError(f"level={self.level} is the share of values that are changed: from 0 to 1")
+        if self.level < 0 or self.contractive < 0 or self.probes < 1:
+            raise ValueError("level and contractive must be at least 0, probes at least 1")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, step: int = 0) -> Terms:
+        terms = self.terms(model(corrupt(x, self.noise, self.level), y), x, step)
+        return self._contracted(terms, model, x)
+
+    def terms(self, inference: Inference, x: Tensor, step: int = 0) -> Terms:
+        """loss and distortion, each (B,) nats per example; the penalty needs the model and is not here."""
+        distortion = _distortion(inference, x)
+        return {"loss": distortion, "distortion": distortion}
+
+    def keyed(self, model: Any, x: Tensor, seeds: Sequence[int]) -> Terms:
+        """The terms of x (B, *data), corrupted with the noise of seeds (B)."""
+        z = keyed_sample(model.encode(corrupt(x, self.noise, self.level, seeds)), 1, seeds)
+        distortion = -model.decode(z).log_prob(x)[0]
+        return self._contracted({"loss": distortion, "distortion": distortion}, model, x, seeds)
+
+    def _contracted(self, terms: Terms, model: Any, x: Tensor, seeds: Sequence[int] | None = None) -> Terms:
+        if not self.contractive:
+            return terms
+        if self.jacobian == "closed":
+            squared = model.encoder.squared_jacobian(x)
+        else:
+            squared = squared_jacobian(lambda inputs: model.encode(inputs).mean, x, self.probes, seeds)
+        return {**terms, "loss": terms["loss"] + self.contractive * squared, "contraction": squared}
+
+
+def squared_jacobian(
+    f: Callable[[Tensor], Tensor], x: Tensor, probes: int, seeds: Sequence[int] | None = None
+) -> Tensor:
+    r"""Estimate ||J_f(x)||_F^2 for each example of x (B, *data) without bias, (B,): E_v ||J' v||^2 = tr(J J').
+
+    v has independent signs, a draw for each probe; with `seeds` those of example b come from seeds[b]. Differentiable.
+
+    Reference: Hutchinson, A stochastic estimator of the trace (1989), https://doi.org/10.1080/03610918908812806.
+    """
+    with torch.enable_grad():
+        inputs = x.detach().requires_grad_()
+        code = f(inputs).flatten(1)  # (B, d)
+        total = torch.zeros_like(code[:, 0])
+        for signs in _signs(code, probes, seeds):
+            (pulled,) = torch.autograd.grad(code, inputs, signs, create_graph=True)
+            total = total + pulled.flatten(1).square().sum(1)
+    return total / probes
+
+
+def _signs(like: Tensor, probes: int, seeds: Sequence[int] | None) -> Tensor:
+    """Independent signs (probes, B, d)."""
+    if seeds is None:
+        noise = torch.rand(probes, *like.shape, dtype=like.dtype, device=like.device)
+    else:
+        shape = (probes, *like.shape[1:])
+        drawn = [torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=like.dtype) for seed in seeds]
+        noise = torch.stack(drawn, 1).to(like.device)
+    return torch.where(noise < 0.5, -torch.ones_like(noise), torch.ones_like(noise))
 
 
 def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from diabolo.models.distributions import diagonal_normal, float32
+from diabolo.models.distributions import Dirac, diagonal_normal, float32
 from diabolo.models.networks import Head
 from diabolo.registry import register
 
@@ -28,3 +28,20 @@ class GaussianPosterior(Head):
     def forward(self, h: Tensor) -> Distribution:
         loc, log_variance = float32(h).chunk(2, 1)
         return diagonal_normal(loc, torch.exp(0.5 * log_variance), loc.ndim - 1)
+
+
+@register("posterior", "dirac")
+class DiracPosterior(Head):
+    """The network's output is the code itself: z = f(x), as in a plain autoencoder.
+
+    h (B, c, *positions) -> batch (B,), event (c, *positions). A point mass has no density: a model with it has a distortion,
+    but no rate and no bound on log p(x).
+
+    Reference: Hinton & Salakhutdinov, Reducing the dimensionality of data with neural networks (2006),
+    https://doi.org/10.1126/science.1127647.
+    """
+
+    density = False
+
+    def forward(self, h: Tensor) -> Distribution:
+        return Dirac(float32(h))

@@ -16,13 +16,23 @@ Encode = Callable[[Tensor], Distribution]
 
 
 class Prior(nn.Module):
-    """The distribution of codes before any x is seen. `density` says whether log_prob is exact or an estimate."""
+    """The distribution of codes before any x is seen. `density` says whether log_prob is exact, an estimate, or not there."""
 
-    density: Literal["exact", "estimate"] = "exact"
+    density: Literal["exact", "estimate", "none"] = "exact"
 
-    def forward(self, y: Tensor | None = None, encode: Encode | None = None) -> Distribution:
-        """p(z) with batch shape (), or p(z | y) with batch shape (B,)."""
+    def forward(self, y: Tensor | None = None, encode: Encode | None = None) -> Distribution | None:
+        """p(z) with batch shape (), or p(z | y) with batch shape (B,); None where the model defines no p(z)."""
         raise NotImplementedError
+
+
+@register("prior", "none")
+class NoPrior(Prior):
+    """No p(z): a plain autoencoder says nothing of which codes are likely, so nothing can be drawn from it."""
+
+    density = "none"
+
+    def forward(self, y: Tensor | None = None, encode: Encode | None = None) -> None:
+        return None
 
 
 @register("prior", "standard_normal")
