@@ -40,11 +40,6 @@ DEFAULT_BITS = 6
 
 
 # ------------------------------------------------------------------------------------------------ codes
-def has_spread(model: Autoencoder) -> bool:
-    """Whether the posterior has a standard deviation: all but the point of a plain autoencoder."""
-    return bool(getattr(model.posterior, "density", True))
-
-
 @torch.no_grad()
 def codes(model: Autoencoder, loader: Loader) -> tuple[Codes, Codes | None]:
     """The posterior means (N, d) of a loader's examples, in their order, and the mean over them of the posterior's standard
@@ -53,7 +48,7 @@ def codes(model: Autoencoder, loader: Loader) -> tuple[Codes, Codes | None]:
     for batch in loader.ordered(BATCH):
         q = model.encode(batch.x)
         means.append(q.mean.flatten(1).cpu().double())
-        if has_spread(model):
+        if model.posterior.density:
             deviations.append(q.stddev.flatten(1).cpu().double().sum(0))
     found = torch.cat(means).numpy()
     return found, torch.stack(deviations).sum(0).numpy() / len(found) if deviations else None
@@ -198,7 +193,7 @@ def compress(
     spec, loader = given.dataset.spec, given.loader(device)
     check_size(len(loader), spec.dimensions)
     model = run.model().to(device)
-    bits = (0 if has_spread(model) else DEFAULT_BITS) if bits is None else bits
+    bits = (0 if model.posterior.density else DEFAULT_BITS) if bits is None else bits
     with own_randomness(torch.device(device)):
         codec = codec_of(run, model, bits, access, device)
         symbols = _symbols(codec, model, loader, given.source)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from diabolo.errors import UsageError
-from diabolo.listings import megabytes
 from diabolo.options import DataOptions, Device, Imports, Json, RunPath
 from diabolo.verbs.shared import Answer, Overwrite, SplitName, given, how_read, ready
 
@@ -43,7 +42,7 @@ def compress(
     """Write examples as a file of quantised, entropy-coded codes: compress RUN IN OUT, or compress RUN OUT --split test."""
     path, target = (None, source) if out is None else (source, out)
     ready(run, path, split, None, overwrite, import_, ())
-    _check_file(target, (".dia",), overwrite)
+    _check_file(target, ".dia", overwrite)
     if bits is not None and not 1 <= bits <= 12:
         raise UsageError(f"--bits {bits} is refused", "It must be from 1 to 12.")
     from diabolo import compression
@@ -58,14 +57,15 @@ def compress(
 def _told(found: Compressed, chosen: Examples, run: Path, target: Path) -> tuple[str, ...]:
     unit = "bits/pixel" if found.image else "bits/value"
     exact = f"mean squared error {found.mse:.6f}"
-    weights, codec = megabytes(found.weights_size), f"{found.codec_size:,} bytes"
+    examples = f"{found.count:,} example{'' if found.count == 1 else 's'}"
     return (
         *how_read(chosen),
-        f"{target}: {found.count:,} examples ({chosen.source}), {found.size:,} bytes, {found.bits_per_pixel:.4f} {unit}",
+        f"{target}: {examples} ({chosen.source}), {found.size:,} bytes, {found.bits_per_pixel:.4f} {unit}",
         f"  ideal code length {found.ideal_bits / 8:,.1f} bytes ({found.ideal_bits_per_pixel:.4f} {unit}), "
         f"stream {found.stream:,}, header and checksum {found.size - found.stream}",
         f"  decoded (mean of the decoder): {exact if found.psnr is None else f'PSNR {found.psnr:.2f} dB, {exact}'}",
-        f"  not counted: the weights ({weights}) and the codec {found.codec} ({codec}), which decoding needs",
+        f"  not counted, and needed to decode: the weights ({found.weights_size:,} bytes) and {found.codec} "
+        f"({found.codec_size:,} bytes)",
         f"  read it with: diabolo decompress {run} {target} OUT",
     )
 
@@ -103,7 +103,7 @@ def decompress(
     """Write what the decoder makes of a .dia file: a .npy file of levels 0..255 (or real numbers), or a folder of PNG files."""
     ready(run, None, None, None, overwrite, import_, ())
     if out.suffix:
-        _check_file(out, (".npy",), overwrite)
+        _check_file(out, ".npy", overwrite)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists already", "A folder of images is never mixed with another.", "Choose another.")
     from diabolo import compression
@@ -116,13 +116,13 @@ def decompress(
     else:
         compression.write_images(out, stored)
     kind = "levels 0..255" if stored.dtype == "uint8" else "real numbers"
-    return Answer((f"{out}: {len(stored):,} examples of shape {stored.shape[1:]}, {kind}",))
+    return Answer((f"{out}: {len(stored):,} of shape {stored.shape[1:]}, {kind}",))
 
 
-def _check_file(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+def _check_file(path: Path, suffix: str, overwrite: bool) -> None:
     """Refuse a name that no file should be written to."""
-    if path.suffix.lower() not in suffixes:
-        raise UsageError(f"{path} is refused", f"The name of OUT must end in {' or '.join(suffixes)}.")
+    if path.suffix.lower() != suffix:
+        raise UsageError(f"{path} is refused", f"The name of OUT must end in {suffix}.")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists already", remedy="Choose another name, or add --overwrite.")
 
