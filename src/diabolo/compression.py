@@ -23,7 +23,7 @@ from diabolo.coding import codec as codecs
 from diabolo.coding import quantiser
 from diabolo.coding.codec import Codec
 from diabolo.coding.container import MAX_BYTES, Container, check_size, unpack
-from diabolo.coding.quantiser import Codes
+from diabolo.coding.quantiser import Codes, Quantiser
 from diabolo.coding.range_coder import Symbols
 from diabolo.data import Access, Loader
 from diabolo.data.spec import DataSpec, Values
@@ -90,11 +90,20 @@ def fitted(loader: Loader, model: Autoencoder, bits: int, weights: str = "") -> 
     means, deviation = codes(model, loader)
     if not np.isfinite(means).all():
         raise DataError("a code of the training split is not finite", "The run diverged, or its weights are damaged.")
+    return codecs.fit(grid(means, deviation, bits), means, weights)
+
+
+def grid(means: Codes, deviation: Codes | None, bits: int) -> Quantiser:
+    """The quantiser for codes like these of the training split (N, d): `bits` a dimension, or 0 for steps of `deviation` (d,).
+
+    Raises:
+        UsageError: for 0 bits without a deviation.
+    """
     if bits:
-        return codecs.fit(quantiser.by_bits(means, bits), means, weights)
+        return quantiser.by_bits(means, bits)
     if deviation is None:
         raise UsageError("this posterior has no standard deviation to take steps of", remedy="Say how many bits.")
-    return codecs.fit(quantiser.by_deviation(means, deviation), means, weights)
+    return quantiser.by_deviation(means, deviation)
 
 
 def codec_of(run: Run, model: Autoencoder, bits: int, access: Access | None, device: torch.device | str) -> Codec:

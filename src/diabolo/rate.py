@@ -78,7 +78,7 @@ def of_model(
     def decode(points: Codes) -> Tensor:
         return compression.decoder_means(model, points, tuple(x.shape[1:]))
 
-    return [_coded(method, b, _grid(known, deviation, b), known, codes, decode, x) for b in bits]
+    return [_coded(method, b, compression.grid(known, deviation, b), known, codes, decode, x) for b in bits]
 
 
 def of_pca(train: Loader, test: Loader, dimensions: Sequence[int], bits: Sequence[int]) -> list[Point]:
@@ -97,14 +97,6 @@ def of_pca(train: Loader, test: Loader, dimensions: Sequence[int], bits: Sequenc
             grid = quantiser.by_bits(known[:, :d], b)
             points.append(_coded(f"PCA, d = {d}", b, grid, known[:, :d], codes[:, :d], decode, x))
     return points
-
-
-def _grid(known: Codes, deviation: Codes | None, bits: int) -> Quantiser:
-    if bits:
-        return quantiser.by_bits(known, bits)
-    if deviation is None:
-        raise UsageError("this posterior has no standard deviation to take steps of", remedy="Say how many bits.")
-    return quantiser.by_deviation(known, deviation)
 
 
 def _coded(
