@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from diabolo.coding.container import unpack
 from diabolo.config import resolve
 from diabolo.data import Loader
 from diabolo.errors import DataError, UsageError
-from diabolo.runs import Run
+from diabolo.runs import Run, sha256
 from known import tiny_images, tiny_vectors
 
 torch.set_num_threads(1)
@@ -205,8 +206,6 @@ def _codes(run, loader):
 
 
 def _weights(run):
-    from diabolo.runs import sha256
-
     return sha256(run.path / "weights.safetensors")
 
 
@@ -282,8 +281,6 @@ def test_another_codec_is_refused(copied, compressed, capsys):
 
 
 def test_a_stream_of_too_few_symbols_is_refused_although_signed(copied, compressed, capsys):
-    from dataclasses import replace
-
     container = unpack(compressed.read_bytes())
     for change in ({"count": 1_000_000}, {"stream": container.stream[:40]}, {"shape": (1, 4, 16)}):
         compressed.write_bytes(replace(container, **change).pack())
@@ -316,6 +313,13 @@ def test_no_run_and_no_file(digits, capsys):
     assert say("compress", "nowhere", "x.npy", "t.dia") == 3
     assert say("compress", digits.path, "x.npy", "t.dia") == 3
     assert say("decompress", digits.path, "t.dia", "t.npy") == 3
+
+
+def test_a_file_of_no_examples_gives_none(copied, compressed, tmp_path):
+    empty = replace(unpack(compressed.read_bytes()), count=0, stream=b"")
+    compressed.write_bytes(empty.pack())
+    assert say("decompress", copied.path, "t.dia", "t.npy", "--device", "cpu") == 0
+    assert np.load("t.npy").shape == (0, 1, 8, 8)
 
 
 def test_pictures_cannot_be_made_of_what_is_none(tmp_path):

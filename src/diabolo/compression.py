@@ -55,12 +55,12 @@ def codes(model: Autoencoder, loader: Loader) -> tuple[Codes, Codes | None]:
 
 
 @torch.no_grad()
-def decoder_means(model: Autoencoder, points: Codes, shape: tuple[int, ...]) -> torch.Tensor:
-    """E[x | z] (N, *shape) at points (N, d), on the CPU; `shape` is that of an example."""
+def decoded(model: Autoencoder, points: Codes, shape: tuple[int, ...], values: Values) -> NDArray[Any]:
+    """What is written of the decoder's means E[x | z] at points (N, d): (N, *shape), `shape` being that of an example."""
     parameter = next(model.parameters())
     event = model.encode(parameter.new_zeros(1, *shape)).mean.shape[1:]
     z = torch.from_numpy(points).to(parameter).unflatten(1, event)
-    return torch.cat([model.decode(part[None]).mean[0].cpu() for part in z.split(BATCH)])
+    return np.concatenate([as_stored(model.decode(part[None]).mean[0].cpu(), values) for part in z.split(BATCH)])
 
 
 def as_stored(mean: torch.Tensor, values: Values) -> NDArray[Any]:
@@ -253,7 +253,7 @@ def _error(model: Autoencoder, codec: Codec, content: bytes, loader: Loader, spe
     """The mean squared error of what a file gives when it is decoded."""
     container = unpack(content)
     points = codec.quantiser.points(codec.decode(container.stream, container.count))
-    read = as_read(as_stored(decoder_means(model, points, spec.shape), spec.values))
+    read = as_read(decoded(model, points, spec.shape, spec.values))
     parts = [mean_squared_errors(read[batch.index], batch.x.cpu()) for batch in loader.ordered(BATCH)]
     return torch.cat(parts).mean().item()
 
@@ -268,7 +268,7 @@ def decompress(run: Run, path: Path, *, device: torch.device | str = "cpu") -> N
     spec = spec_from_dict(run.env["data"]["spec"])
     points = _points(run, path, spec)
     with own_randomness(torch.device(device)):
-        return as_stored(decoder_means(model, points, spec.shape), spec.values)
+        return decoded(model, points, spec.shape, spec.values)
 
 
 def _points(run: Run, path: Path, spec: DataSpec) -> Codes:
