@@ -53,7 +53,7 @@ def loopback_without_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-# -- the pickles that Python 2 wrote -------------------------------------------------------------------------------------
+# -- the pickles that Python 2 wrote -----------------------------------------------------------------------------------
 
 
 def test_the_hand_built_pickle_is_a_pickle():
