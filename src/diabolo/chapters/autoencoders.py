@@ -71,7 +71,7 @@ def reproduce(
     """
     began, progress, chosen = time.monotonic(), progress or Progress(), PLANS[plan]
     reused: list[str] = []
-    dataset = data_module.load("mnist", {"validation": 0}, access)
+    dataset = data_module.load("mnist", {"binarize": False, "validation": 0}, access)
     made = {name: _made(out / name, name, chosen, dataset, device, progress, reused) for name in RUNS}
     report, everything = out / "report.html", list(made.values())
     fingerprint = parts.fingerprint(everything, lang)
