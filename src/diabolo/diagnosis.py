@@ -234,8 +234,12 @@ def dead_units(e: Examination) -> Outcome:
 
 @check("latent size")
 def latent_size(e: Examination) -> Outcome:
-    """Far more latent dimensions than are used. Limit: fewer than a fifth carry 95 % of the rate, and 16 or more are idle: a
-    few cost nothing. Counting active units alone would miss it early, when idle ones still vary by more than 0.01. Healthy runs use 37 % (vae, 3 of 8) to all of them, Model 1 half."""
+    """Far more latent dimensions than are used.
+
+    Limit: fewer than a fifth carry 95 % of the rate, and 16 or more are idle: a few cost nothing. Active units alone would miss
+    it early, when idle dimensions still vary by more than 0.01 (Model 1 with 512, after 3 epochs: 511 active). Healthy runs have
+    37 % (vae, 3 of 8) to all of their dimensions active, Model 1 half.
+    """
     held = e.held
     if held.rate is None:
         return Unchecked("latent size", "not applicable: a plain autoencoder has no rate")
