@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diabolo.coding import codec as codecs
@@ -50,6 +50,7 @@ def drawn(count, tables, seed=0):
 
 
 # ------------------------------------------------------------------------------------------------ the range coder
+@settings(deadline=None)
 @given(messages())
 def test_what_is_encoded_is_decoded(message):
     tables, symbols = message
@@ -143,6 +144,7 @@ def test_streams_of_another_length_are_refused():
             decode(stream, count, tables)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60), st.integers(0, 40))
 def test_any_bytes_are_decoded_or_refused(stream, count):
     tables = [Table([3, 5, 1]), Table([1, 60_000])]
