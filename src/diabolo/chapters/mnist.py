@@ -15,11 +15,13 @@ from pathlib import Path
 
 from diabolo import data as data_module
 from diabolo import evaluation, runs, training
-from diabolo.chapters import mnist_notes
+from diabolo.chapters import mnist_story
+from diabolo.chapters.mnist_article import PUBLISHED
 from diabolo.config import RunConfig, read_json, resolve
 from diabolo.data import Access, Dataset
 from diabolo.errors import DataError
 from diabolo.evaluation import Settings
+from diabolo.language import say
 from diabolo.pictures import pictures
 from diabolo.progress import Progress
 from diabolo.report import Convention, Entry, write_chapter_report
@@ -31,8 +33,8 @@ MODELS: dict[str, tuple[str, ...]] = {
     "Model 3": ("model.latent=10",),
 }
 CONVENTIONS = {
-    "grey": ("mnist-grey", "Grey levels: the article's convention"),
-    "binarized": ("mnist", "Binarized pixels: real likelihoods"),
+    "grey": ("mnist-grey", say("Grey levels: the article's convention")),
+    "binarized": ("mnist", say("Binarized pixels: real likelihoods")),
 }
 
 
@@ -68,8 +70,9 @@ def reproduce(
     access: Access | None = None,
     device: str = "auto",
     progress: Progress | None = None,
+    lang: str = "en",
 ) -> Result:
-    """Train and evaluate what is not there yet, then write the report.
+    """Train and evaluate what is not there yet, then write the report in a language.
 
     Raises:
         DataError: if MNIST cannot be had.
@@ -88,16 +91,16 @@ def reproduce(
             path = out / f"{model.lower().replace(' ', '')}-{key}"
             run = _trained(path, config, dataset, device, progress, reused)
             _evaluated(run, dataset, chosen.settings, device, progress, reused)
-            published = mnist_notes.PUBLISHED[model] if key == "grey" else {}
+            published = PUBLISHED[model] if key == "grey" else {}
             entries.append((model, run, published))
         conventions.append((key, title, dataset, entries))
     everything = [run for *_, entries in conventions for _, run, _ in entries]
     report = out / "report.html"
-    fingerprint = _fingerprint(everything)
+    fingerprint = _fingerprint(everything, lang)
     if report.is_file() and _stamp(out) == fingerprint:
         reused.append(str(report))
         return Result(report, everything, reused, time.monotonic() - began)
-    _write_report(conventions, everything, report, progress)
+    _write_report(conventions, everything, report, progress, lang)
     runs.write_json(out / "report.json", {"fingerprint": fingerprint})
     return Result(report, everything, reused, time.monotonic() - began)
 
@@ -184,6 +187,7 @@ def _write_report(
     everything: list[runs.Run],
     report: Path,
     progress: Progress,
+    lang: str,
 ) -> None:
     progress.say("drawing the figures and writing the report")
     began = time.monotonic()
@@ -200,30 +204,30 @@ def _write_report(
         for key, title, dataset, entries in conventions
     ]
     stages = _stages(everything)
-    stages["pictures"] = time.monotonic() - began
-    write_chapter_report(shown, mnist_notes.story(shown), report, stages)
+    stages[say("pictures")] = time.monotonic() - began
+    write_chapter_report(shown, mnist_story.story(shown), report, stages, lang)
 
 
 def _stages(everything: Sequence[runs.Run]) -> dict[str, float]:
     """Wall seconds of each stage, summed over the runs; what was used again counts with the time that it took then."""
-    stages = {"training": 0.0, "test curves": 0.0}
+    stages: dict[str, float] = {say("training"): 0.0, say("test curves"): 0.0}
     for run in everything:
         for row in run.timing():
             stages["training" if row["stage"] == "train" else "test curves"] += row["seconds"]
         for name, seconds in run.evaluation()["about"]["seconds"].items():
             label = {
                 "pass": "ELBO",
-                "importance": "importance sampling",
-                "probes": "encoding for probes",
-                "metrics": "probes",
+                "importance": say("importance sampling"),
+                "probes": say("encoding for probes"),
+                "metrics": say("probes"),
             }[name]
             stages[label] = stages.get(label, 0.0) + seconds
     return stages
 
 
-def _fingerprint(everything: Sequence[runs.Run]) -> str:
-    """What decides the report: every evaluation and log, and the source that draws it."""
-    digest = hashlib.sha256(runs.source_hash(".").encode())
+def _fingerprint(everything: Sequence[runs.Run], lang: str) -> str:
+    """What decides the report: every evaluation and log, the source that draws it, and its language."""
+    digest = hashlib.sha256(f"{runs.source_hash('.')} {lang}".encode())
     for run in everything:
         for name in ("config.json", "env.json", "metrics.jsonl", "evaluation.json", "per_image.safetensors"):
             digest.update(runs.sha256(run.path / name).encode())
