@@ -934,6 +934,16 @@ def test_the_command_line_says_what_it_used_again_and_how_to_redo_it(mine, say):
     assert found["runs"][NAMES[0]] == runs.Run(mine / NAMES[0]).evaluation()
 
 
+def test_another_language_writes_the_report_anew_and_nothing_else(mine):
+    heard = Heard()
+    result = chapter.reproduce(mine, plan="smoke", device="cpu", progress=heard, lang="zh")
+    assert len(result.reused) == 12 and str(mine / "report.html") not in result.reused
+    assert heard.units == {}, "nothing was trained or evaluated"
+    assert '<html lang="zh-Hans">' in (mine / "report.html").read_text(encoding="utf-8")
+    again = chapter.reproduce(mine, plan="smoke", device="cpu", lang="zh")
+    assert str(mine / "report.html") in again.reused
+
+
 def test_another_evaluation_setting_evaluates_again_and_trains_nothing(mine, monkeypatch):
     changed = dataclasses.replace(STAND_IN, settings=dataclasses.replace(STAND_IN.settings, k=9))
     monkeypatch.setitem(chapter.PLANS, "smoke", changed)

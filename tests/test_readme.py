@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from diabolo import cli, config, errors
-from diabolo.chapters.mnist_notes import PUBLISHED
+from diabolo.chapters.mnist_article import PUBLISHED
 from diabolo.data.catalogue import COLLECTIONS
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diabolo import report, tables
-from diabolo.chapters import mnist_notes
+from diabolo.chapters import mnist_notes, mnist_story
+from diabolo.chapters.mnist_article import PUBLISHED
 from diabolo.errors import DataError
 
 HOSTILE = "<script>alert(1)</script>"
@@ -213,7 +214,7 @@ def make_conventions(folder, classes=(), n=200):
             sizes = {"width": width, "latent": latent, "elbo": elbo, "n": n}
             run = make_fake_run(folder, f"model{i + 1}-{key}", normalised=normalised, seed=i + 7 * normalised, **sizes)
             title = f"Model {i + 1}"
-            published = {} if normalised else mnist_notes.PUBLISHED[title]
+            published = {} if normalised else PUBLISHED[title]
             entries.append(report.Entry(title, run, make_pictures(i, 16), published))
         title = "Binarised images" if normalised else "Grey levels, as in the article"
         conventions.append(report.Convention(key, title, entries, classes))
@@ -224,7 +225,7 @@ STAGES = {"data": 1.5, "training": 144.0, "evaluation": 52.0, "report": 9.0}
 
 
 def write(folder, conventions):
-    story = mnist_notes.story(conventions)
+    story = mnist_story.story(conventions)
     return report.write_chapter_report(conventions, story, folder / "out" / "report.html", STAGES)
 
 
@@ -418,7 +419,7 @@ def test_same_inputs_same_bytes(tmp_path):
 def test_a_missing_evaluation_fails_and_names_the_command(tmp_path, file):
     conventions = make_conventions(tmp_path, n=100)
     run = conventions[1].entries[2].run
-    story = mnist_notes.story(conventions)
+    story = mnist_story.story(conventions)
     (run.path / file).unlink()
     with pytest.raises(DataError, match=f"diabolo evaluate .*{run.path.name}"):
         report.write_chapter_report(conventions, story, tmp_path / "report.html", STAGES)

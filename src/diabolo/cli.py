@@ -21,11 +21,11 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from diabolo import config as configuration
-from diabolo import durations, listings, registry, verbs
+from diabolo import durations, language, listings, registry, verbs
 from diabolo.data.access import Access
 from diabolo.errors import DiaboloError, UsageError, did_you_mean
 from diabolo.listings import megabytes
-from diabolo.options import DataOptions, Device, Imports, Json, Override, RunPath
+from diabolo.options import DataOptions, Device, Imports, Json, Lang, Override, RunPath
 from diabolo.options import existing_run as _existing_run
 from diabolo.options import import_modules as _import
 from diabolo.options import say as _say
@@ -61,6 +61,7 @@ def reproduce(
         Path | None, Parameter(help="Where to; runs/reproduce/CHAPTER (runs/smoke/CHAPTER with --smoke).")
     ] = None,
     device: Device = "auto",
+    lang: Lang = "en",
     as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> int:
@@ -73,6 +74,7 @@ def reproduce(
         raise UsageError(f"unknown chapter {chapter!r}", did_you_mean(chapter, sorted(CHAPTERS)))
     if full and smoke:
         raise UsageError("--full and --smoke exclude each other")
+    language.check(lang)
     about = CHAPTERS[chapter]
     out = out or Path("runs") / ("smoke" if smoke else "reproduce") / chapter
     cached = _is_cached(chapter, options.access())
@@ -87,6 +89,7 @@ def reproduce(
             access=options.access(),
             device=device,
             progress=progress,
+            lang=lang,
         )
     if as_json:
         print(
@@ -129,11 +132,13 @@ def train(
         bool, Parameter(name="--evaluate", negative="--no-evaluate", help="Evaluate on the test split and report.")
     ] = True,
     device: Device = "auto",
+    lang: Lang = "en",
     as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> int:
     """Train a preset, then evaluate it and write its report; seed=0,1,2 makes one run each."""
     _import(import_)
+    language.check(lang)
     if smoke:
         overrides = _smoke_overrides(overrides, time, resume)
     plans = _train_plans(preset, overrides, out, resume)
@@ -149,7 +154,7 @@ def train(
             if evaluate_after:
                 settings = evaluation.SMOKE if run.config.train.smoke else evaluation.Settings()
                 _evaluate(run, settings, options, device, progress)
-                _report(run, options)
+                _report(run, options, lang)
             finished.append(run)
     if as_json:
         print(json.dumps({str(run.path): run.evaluation() if evaluate_after else run.status for run in finished}))
@@ -234,13 +239,14 @@ def sample(
 
 
 @app.command
-def report(run: RunPath, /, *, import_: Imports = (), options: DataOptions = DataOptions()) -> int:
+def report(run: RunPath, /, *, import_: Imports = (), lang: Lang = "en", options: DataOptions = DataOptions()) -> int:
     """Write a run's report: one self-contained HTML file."""
     _import(import_)
+    language.check(lang)
     _existing_run(run)
     from diabolo.runs import Run
 
-    print(f"report: {_report(Run(run), options)}")
+    print(f"report: {_report(Run(run), options, lang)}")
     return 0
 
 
@@ -406,16 +412,16 @@ def _evaluate(run: Run, settings: Settings, options: DataOptions, device: str, p
     return evaluation.evaluate(run, settings, access=options.access(), device=device, progress=progress)
 
 
-def _report(run: Run, options: DataOptions) -> Path:
+def _report(run: Run, options: DataOptions, lang: str) -> Path:
     from diabolo import data
     from diabolo.pictures import pictures
     from diabolo.report import write_run_report
 
     if run.config.data.name == "tensor":  # in memory when it was trained: no pictures of it can be drawn now
-        return write_run_report(run, None, classes=run.env["data"]["spec"]["classes"])
+        return write_run_report(run, None, classes=run.env["data"]["spec"]["classes"], lang=lang)
     dataset = data.load(run.config.data.name, run.config.data.params, options.access())
     shown = pictures(run.model(), dataset) if len(dataset.spec.shape) == 3 else None
-    return write_run_report(run, shown, classes=dataset.spec.classes)
+    return write_run_report(run, shown, classes=dataset.spec.classes, lang=lang)
 
 
 def _print_evaluations(finished: Sequence[Run]) -> None:
