@@ -301,7 +301,7 @@ class Drawn:
         ]
 
 
-WRITE = report._write
+WRITE = report.write_template
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +312,7 @@ def drawn(tmp_path_factory):
     conventions[1] = report.Convention("binarized", CONVENTIONS["binarized"][1], conventions[1].entries)
     run = make_fake_run(folder, "my run", normalised=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_write", lambda template, out, lang, **values: made.append((template, values)))
+        patch.setattr(report, "write_template", lambda template, out, lang, **values: made.append((template, values)))
         report.write_chapter_report(conventions, mnist_story.story(conventions), folder / "r.html", stages(), "zh")
         report.write_run_report(run, make_pictures(), classes=[HOSTILE])
         report.write_run_report(run, None)
@@ -378,7 +378,7 @@ def test_the_search_for_english_finds_a_heading_that_was_not_said(drawn, tmp_pat
     values = drawn.made[1][1] | {
         "title": "x",
         "config": {},
-        "curve_facts": report._facts(drawn.made[1][1]["reading"], n="Forgotten words"),
+        "curve_facts": report.facts_of(drawn.made[1][1]["reading"], n="Forgotten words"),
     }
     page = Page(WRITE("run.html.j2", tmp_path / "r.html", "zh", **values))
     assert [text for text in texts_of(page) if set(WORD.findall(text)) - LEFT - DATA] == ["n = Forgotten words"]

@@ -101,7 +101,8 @@ class Facts:
     seed: str = ""
 
 
-def _facts(reading: Reading, **changed: str) -> Facts:
+def facts_of(reading: Reading, **changed: str) -> Facts:
+    """What a caption says of a run's figure; `changed` replaces split, unit, n or seed."""
     about = reading.about
     given = {"split": about["split"], "unit": reading.unit, "n": f"{about['n']:,}"} | changed
     data = about["data"]
@@ -121,7 +122,8 @@ class Panel:
     said: Sequence[str] = ()
 
 
-def _drawing(title: str, key: str, label: str, figure: Any) -> Panel:
+def drawing(title: str, key: str, label: str, figure: Any) -> Panel:
+    """A figure as a panel: its key prefixes every id, its label is the text alternative."""
     return Panel(title, svg=Markup(plots.svg(figure, key, label)), alt=label, said=plots.sentences(figure))
 
 
@@ -146,18 +148,20 @@ def layers(config: Mapping[str, Any], dimensions: int) -> list[tuple[str, int]] 
     ]
 
 
-def _architecture(key: str, reading: Reading, pictures: Pictures) -> Panel | None:
-    sizes = layers(reading.config, pictures.real[0].numel())
+def architecture(key: str, reading: Reading, dimensions: int) -> Panel | None:
+    """The network drawn from its layer sizes, for data of so many values; None where it is no MLP."""
+    sizes = layers(reading.config, dimensions)
     if sizes is None:
         return None
     label = say("Layers of {title}: {sizes}", title=reading.title, sizes=", ".join(str(size) for _, size in sizes))
-    return _drawing(reading.title, key, label, plots.hourglass(sizes))
+    return drawing(reading.title, key, label, plots.hourglass(sizes))
 
 
 _QUANTITIES = (("loss", say("Total")), ("distortion", say("Reconstruction (distortion)")), ("rate", say("KL (rate)")))
 
 
-def _curve_panels(key: str, readings: Sequence[Reading]) -> list[Panel]:
+def epoch_panels(key: str, readings: Sequence[Reading]) -> list[Panel]:
+    """A drawing of each logged quantity against the epoch, one series a run."""
     panels = []
     for quantity, title in _QUANTITIES:
         curves = [c for i, r in enumerate(readings) for c in plots.curves_of(r.metrics, quantity, i)]
@@ -166,7 +170,7 @@ def _curve_panels(key: str, readings: Sequence[Reading]) -> list[Panel]:
                 "{title} against the epoch, train solid and held-out dashed, {n} models", title=title, n=len(readings)
             )
             panels.append(
-                _drawing(
+                drawing(
                     title, f"{key}-{quantity}", label, plots.epoch_curves(curves, f"{quantity}, {readings[0].unit}")
                 )
             )
@@ -180,20 +184,20 @@ def _curve_facts(reading: Reading) -> Facts:
     }
     lines = [say("{split} (solid)", split=s) if s == "train" else say("{split} (dashed)", split=s) for s in sizes]
     n = " + ".join(f"{n:,}" for n in sizes.values())
-    return _facts(reading, split=joined("{before}, {after}", lines), n=n, seed=str(reading.config.get("seed", "")))
+    return facts_of(reading, split=joined("{before}, {after}", lines), n=n, seed=str(reading.config.get("seed", "")))
 
 
 def _scatter(key: str, reading: Reading) -> Panel:
     shares = reading.evaluation["pca"]["explained"]
     label = say("Posterior means of {title} on two principal components, coloured by class", title=reading.title)
     figure = plots.class_scatter(reading.per_image["mean"], reading.per_image.get("labels"), shares)
-    return _drawing(reading.title, key, label, figure)
+    return drawing(reading.title, key, label, figure)
 
 
 def _bars(key: str, series: int, reading: Reading) -> Panel:
     metric = reading.evaluation["kl_per_dimension"]
     label = say("KL of each latent dimension of {title}, largest first", title=reading.title)
-    return _drawing(reading.title, key, label, plots.dimension_bars(metric["values"], f"KL, {metric['unit']}", series))
+    return drawing(reading.title, key, label, plots.dimension_bars(metric["values"], f"KL, {metric['unit']}", series))
 
 
 def _k_curve(key: str, readings: Sequence[Reading]) -> Panel:
@@ -205,7 +209,7 @@ def _k_curve(key: str, readings: Sequence[Reading]) -> Panel:
         curves.append(plots.Curve(i, k, value, errors=se))
     unit = readings[0].evaluation["log_p_curve"]["unit"]
     label = say("Estimate of log p(x) against the number of importance samples")
-    return _drawing("", key, label, plots.sample_curves(curves, f"log p(x), {unit}"))
+    return drawing("", key, label, plots.sample_curves(curves, f"log p(x), {unit}"))
 
 
 def _grids(title: str, pictures: Pictures) -> list[Panel]:
@@ -227,9 +231,9 @@ def _grids(title: str, pictures: Pictures) -> list[Panel]:
 def _picture_facts(reading: Reading, pictures: Pictures) -> Facts:
     unit, n = say("pixel mean in [0, 1]"), say("{n} images", n=len(pictures.real))
     if pictures.generated is None:
-        return _facts(reading, unit=unit, n=n)
+        return facts_of(reading, unit=unit, n=n)
     both = say("{real} images + {generated} generated", real=len(pictures.real), generated=len(pictures.generated))
-    return _facts(reading, unit=unit, n=both, seed=say("{seed} (of z)", seed=pictures.seed))
+    return facts_of(reading, unit=unit, n=both, seed=say("{seed} (of z)", seed=pictures.seed))
 
 
 def _legend_classes(reading: Reading, classes: Sequence[str]) -> list[tuple[Markup, str]]:
@@ -266,7 +270,12 @@ def _markup(lang: str, template: str, /, **values: object) -> Markup:
     return Markup(language.template_in(lang, template)).format(**shown)
 
 
-def _write(template: str, out: Path, lang: str, **values: Any) -> Path:
+def write_template(template: str, out: Path, lang: str, **values: Any) -> Path:
+    """Fill in a template in a language and write the page.
+
+    Raises:
+        UsageError: if `out` cannot be written, or there is no such language.
+    """
     page = _environment(lang).get_template(template).render(**values)
     write_bytes(out, page.encode("utf-8"))
     return out
@@ -285,16 +294,16 @@ def _convention_view(convention: Convention, figures: Mapping[str, str]) -> dict
         "losses": tables.loss_cards(readings),
         "normalised": all(r.normalised for r in readings),
         "models": [(Markup(plots.swatch(i, line="solid")), r.title) for i, r in enumerate(readings)],
-        "curves": (_curve_panels(f"{key}-curves", readings), _curve_facts(first)),
+        "curves": (epoch_panels(f"{key}-curves", readings), _curve_facts(first)),
         "scatter": (
             [_scatter(f"{key}-pca-{i}", r) for i, r in enumerate(readings)],
-            _facts(first, unit=say("latent units")),
+            facts_of(first, unit=say("latent units")),
         ),
         "classes": _legend_classes(first, convention.classes),
-        "bars": ([_bars(f"{key}-kl-{i}", i, r) for i, r in enumerate(readings)], _facts(first)),
+        "bars": ([_bars(f"{key}-kl-{i}", i, r) for i, r in enumerate(readings)], facts_of(first)),
         "k_curve": (
             [_k_curve(f"{key}-k", readings)],
-            _facts(first, n=curve_n, unit=first.evaluation["log_p_curve"]["unit"]),
+            facts_of(first, n=curve_n, unit=first.evaluation["log_p_curve"]["unit"]),
         ),
         "pictures": [
             (e.title, _grids(e.title, e.pictures), _picture_facts(r, e.pictures))
@@ -314,11 +323,12 @@ def _convention_view(convention: Convention, figures: Mapping[str, str]) -> dict
         "published": any(e.published for e in entries),
         "estimates": tables.estimate_rows(readings),
         "k_table": tables.curve_rows(readings),
-        "facts": _facts(first),
+        "facts": facts_of(first),
     }
 
 
-def _machines(article: Mapping[str, str], env: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def machines(article: Mapping[str, str], env: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What, the article's machine, this one."""
     ours = {
         say("Processor"): str(env.get("processor") or env.get("platform", say("unknown"))),
         say("Cores"): say(
@@ -345,29 +355,29 @@ def write_chapter_report(
     """
     views = [_convention_view(convention, story.figures) for convention in conventions]
     readings = [r for view in views for r in view["readings"]]
-    architecture = [
-        _architecture(f"architecture-{i}", r, e.pictures)
+    networks = [
+        architecture(f"architecture-{i}", r, e.pictures.real[0].numel())
         for i, (r, e) in enumerate(zip(views[0]["readings"], conventions[0].entries, strict=True))
     ]
     first = readings[0]
-    return _write(
+    return write_template(
         "chapter.html.j2",
         out,
         lang,
         title=story.title,
         story=story,
         views=views,
-        architecture=[panel for panel in architecture if panel is not None],
-        architecture_facts=_facts(
+        architecture=[panel for panel in networks if panel is not None],
+        architecture_facts=facts_of(
             first,
             split=say("none (shapes only)"),
             unit=say("units per layer"),
-            n=say("{n} models", n=len(architecture)),
+            n=say("{n} models", n=len(networks)),
         ),
         runs=readings,
         config=tables.shared_and_differing([r.config for r in readings]),
         env=tables.shared_and_differing([tables.versions(r) for r in readings]),
-        machines=_machines(story.machine, first.env),
+        machines=machines(story.machine, first.env),
         hashes=tables.hashes(readings),
         clocks=[(r.name, tables.clock(r)) for r in readings],
         stages=stages,
@@ -390,30 +400,30 @@ def write_run_report(
     reading = tables.read(run)
     e = reading.evaluation
     grids = pictures is not None and pictures.real.ndim == 4 and pictures.real.shape[1] in (1, 3)
-    architecture = _architecture("architecture", reading, pictures) if pictures is not None else None
-    return _write(
+    network = None if pictures is None else architecture("architecture", reading, pictures.real[0].numel())
+    return write_template(
         "run.html.j2",
         out or run.path / "report.html",
         lang,
         title=reading.title,
         reading=reading,
         about=reading.about,
-        facts=_facts(reading),
+        facts=facts_of(reading),
         losses=tables.loss_cards([reading]),
         metrics=tables.metric_rows(e),
         estimates=tables.estimate_rows([reading]) if "log_p" in e else [],
-        architecture=architecture,
-        architecture_facts=_facts(
+        architecture=network,
+        architecture_facts=facts_of(
             reading, split=say("none (shapes only)"), unit=say("units per layer"), n=say("1 model")
         ),
-        curves=_curve_panels("curves", [reading]),
+        curves=epoch_panels("curves", [reading]),
         curve_facts=_curve_facts(reading),
         scatter=_scatter("pca", reading) if "pca" in e and len(e["pca"]["explained"]) > 1 else None,
-        scatter_facts=_facts(reading, unit=say("latent units")),
+        scatter_facts=facts_of(reading, unit=say("latent units")),
         classes=_legend_classes(reading, classes),
         bars=_bars("kl", 0, reading) if "kl_per_dimension" in e else None,
         k_curve=_k_curve("k", [reading]) if "log_p_curve" in e else None,
-        k_facts=_facts(reading, n=f"{e['log_p_curve']['n']:,}") if "log_p_curve" in e else None,
+        k_facts=facts_of(reading, n=f"{e['log_p_curve']['n']:,}") if "log_p_curve" in e else None,
         pictures=_grids(reading.title, pictures) if grids and pictures is not None else [],
         picture_facts=_picture_facts(reading, pictures) if pictures is not None else None,
         config=tables.flatten(reading.config),
