@@ -45,6 +45,10 @@ SMALL = [
 SCALED = ["model.likelihood.scale=none", "train.lr=0.003"]
 
 
+#: linear-vae in a tenth of its steps, without an average that would lag behind.
+LINEAR = ["train.batch=512", "train.ema=0", "train.epochs=40"]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def components():
     """A user's own parts; they leave the catalogue with this file."""
@@ -172,14 +176,12 @@ def test_cross_entropy_on_data_in_minus_1_to_1(tmp_path):
     assert overrides_of(findings["data range"].remedy) == ["model.likelihood=gaussian"]
 
 
-def test_a_latent_of_512_is_far_too_large(tmp_path):
-    patient = trained(tmp_path / "run", "model.latent=512")
+def test_a_latent_of_64_is_far_too_large_for_three_axes(tmp_path):
+    patient = trained(tmp_path / "run", "model.latent=64", "train.epochs=60", preset="linear-vae", small=LINEAR)
     findings = found(patient)
     assert list(findings) == ["latent size"]
-    active = number(findings["latent size"].measured, r"^(\d+) of 512")
-    assert 1 <= active <= 40
-    (change,) = overrides_of(findings["latent size"].remedy)
-    assert active < int(change.removeprefix("model.latent=")) <= 1.5 * active + 4
+    assert number(findings["latent size"].measured, r"^(\d+) of 64") == 3, "the data have three"
+    assert overrides_of(findings["latent size"].remedy) == ["model.latent=8"]
 
 
 # ------------------------------------------------------------------------------------------------ healthy runs
@@ -191,10 +193,9 @@ def test_a_healthy_run_has_no_finding_and_every_check_is_accounted_for(healthy):
     assert all(re.search(r"\d", s.measured) for s in diagnosis.sound)
 
 
-@pytest.mark.parametrize(("preset", "quicker"), [("vae", []), ("linear-vae", ["train.batch=512", "train.ema=0"])])
+@pytest.mark.parametrize(("preset", "quicker"), [("vae", []), ("linear-vae", LINEAR)])
 def test_the_presets_without_a_download_are_healthy(preset, quicker, tmp_path):
-    epochs = ["train.epochs=40"] if quicker else []
-    assert found(trained(tmp_path / "run", *quicker, *epochs, preset=preset, small=[])) == {}
+    assert found(trained(tmp_path / "run", preset=preset, small=quicker)) == {}
 
 
 def test_a_diagnosis_changes_nothing_and_repeats(healthy):

@@ -83,11 +83,11 @@ class Sample:
 
     @property
     def carrying(self) -> int:
-        """The least number of active dimensions that carry 95 % of the rate; all that are active where the rate has no parts."""
+        """Active dimensions that carry at least 5 % of what the strongest one does; all that are active where a rate has no
+        parts."""
         if self.per_dimension is None:
             return self.active
-        shares = self.per_dimension.sort(descending=True).values.cumsum(0) / self.per_dimension.sum()
-        return min(self.active, 1 + int((shares < 0.95).sum()))
+        return min(self.active, int((self.per_dimension >= 0.05 * self.per_dimension.max()).sum()))
 
     def label(self) -> str:
         """How many examples of which split."""
