@@ -14,6 +14,7 @@
     evaluation.json      {metric: {value, se, n, unit, split, ...}}, with `about` for what was evaluated
     per_image.safetensors  what the metrics are means of, image by image
     report.html
+    codec-*.json         what `compress` fitted to the training split: quantiser and frequencies, with the hash of the weights
 
 Randomness is a function of (seed, step) and (seed, epoch), so no generator's state needs to be kept. Files are written under
 a temporary name, flushed and renamed; a state's manifest comes last. Nothing is pickled.

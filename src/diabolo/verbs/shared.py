@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from diabolo.runs import Run
     from diabolo.terminal import TerminalProgress
 
-Source = Annotated[Path | None, Parameter(help="A .npy or .npz file with examples; left out, the run's own data.")]
+Source = Annotated[
+    Path | None,
+    Parameter(help="Examples: a .npy or .npz file, an image or a folder of images; left out, the run's own data."),
+]
 SplitName = Annotated[
     Literal["test", "validation", "train"] | None,
     Parameter(name="--split", help="A split of the run's own data (test)."),
