@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from diabolo.verbs import compress, reading
+from diabolo.verbs import compress, denoise, reading
 from diabolo.verbs.shared import Answer
 
 __all__ = ["VERBS", "Answer"]
 
-VERBS = (*reading.VERBS, *compress.VERBS)
+VERBS = (*reading.VERBS, *compress.VERBS, *denoise.VERBS)
