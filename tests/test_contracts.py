@@ -254,6 +254,7 @@ ELSEWHERE = {
     ("dataset", "tensor"): "test_examples_of_ones_own_from_python",
     ("dataset", "fashion-mnist"): "test_data_debian.test_fashion_mnist_is_fashion_mnist",
     ("dataset", "cifar10"): "test_data_cifar.test_records_become_splits",
+    ("dataset", "spiral"): "test_toy.test_points_lie_around_the_curve_as_far_as_sigma_says",
     ("dataset", "folder"): "test_data_folder.test_a_folder_is_trained_evaluated_and_reported",
 }
 

@@ -310,6 +310,17 @@ def write_array(path: Path, stored: NDArray[Any]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def write_image(path: Path, levels: NDArray[np.uint8]) -> None:
+    """Write one image (C, H, W), C = 1 or 3, as a PNG file."""
+    buffer = io.BytesIO()
+    _image(levels).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def _image(levels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
+
+
 def write_images(folder: Path, levels: NDArray[np.uint8]) -> None:
     """Write images (N, C, H, W) as 000000.png, 000001.png, ... into a new folder, which appears when all are written.
 
@@ -323,7 +334,7 @@ def write_images(folder: Path, levels: NDArray[np.uint8]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for i, image in enumerate(levels):
-            Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(temporary / f"{i:06d}.png")
+            _image(image).save(temporary / f"{i:06d}.png")
         if folder.is_dir():
             folder.rmdir()
         temporary.rename(folder)

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from diabolo.errors import UsageError
 from diabolo.options import DataOptions, Device, Imports, Json, RunPath
-from diabolo.verbs.shared import Answer, Overwrite, SplitName, given, how_read, ready
+from diabolo.verbs.shared import Answer, Overwrite, SplitName, check_file, check_target, given, how_read, ready
 
 if TYPE_CHECKING:
     from diabolo.compression import Compressed
@@ -42,7 +42,7 @@ def compress(
     """Write examples as a file of quantised, entropy-coded codes: compress RUN IN OUT, or compress RUN OUT --split test."""
     path, target = (None, source) if out is None else (source, out)
     ready(run, path, split, None, overwrite, import_, ())
-    _check_file(target, ".dia", overwrite)
+    check_file(target, (".dia",), overwrite)
     if bits is not None and not 1 <= bits <= 12:
         raise UsageError(f"--bits {bits} is refused", "It must be from 1 to 12.")
     from diabolo import compression
@@ -102,10 +102,7 @@ def decompress(
 ) -> Answer:
     """Write what the decoder makes of a .dia file: a .npy file of levels 0..255 (or real numbers), or a folder of PNG files."""
     ready(run, None, None, None, overwrite, import_, ())
-    if out.suffix:
-        _check_file(out, ".npy", overwrite)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists already", "A folder of images is never mixed with another.", "Choose another.")
+    check_target(out, (".npy",), overwrite)
     from diabolo import compression
     from diabolo.engine import pick_device
     from diabolo.runs import Run
@@ -117,14 +114,6 @@ def decompress(
         compression.write_images(out, stored)
     kind = "levels 0..255" if stored.dtype == "uint8" else "real numbers"
     return Answer((f"{out}: {len(stored):,} of shape {stored.shape[1:]}, {kind}",))
-
-
-def _check_file(path: Path, suffix: str, overwrite: bool) -> None:
-    """Refuse a name that no file should be written to."""
-    if path.suffix.lower() != suffix:
-        raise UsageError(f"{path} is refused", f"The name of OUT must end in {suffix}.")
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists already", remedy="Choose another name, or add --overwrite.")
 
 
 VERBS = (compress, decompress)

@@ -59,6 +59,22 @@ def ready(
     existing_run(run)
 
 
+def check_file(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+    """Refuse a name that no file should be written to."""
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{path} is refused", f"The name of OUT must end in {' or '.join(suffixes)}.")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists already", remedy="Choose another name, or add --overwrite.")
+
+
+def check_target(out: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+    """Refuse an OUT that is a file of another kind, or a folder (a name without a suffix) that holds something."""
+    if out.suffix:
+        check_file(out, suffixes, overwrite)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists already", "A folder of images is never mixed with another.", "Choose another.")
+
+
 def at_least(name: str, value: int, least: int) -> None:
     """Refuse an option below its least value."""
     if value < least:
