@@ -6,16 +6,15 @@ Finished parts are used again, see `parts`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from diabolo import data as data_module
 from diabolo import runs
-from diabolo.chapters import parts
-from diabolo.chapters.autoencoders_measures import Measured, measure
+from diabolo.chapters import parts, toy
+from diabolo.chapters.autoencoders_measures import add_toy, measure
 from diabolo.chapters.autoencoders_page import write_page
-from diabolo.config import resolve
+from diabolo.config import RunConfig, resolve
 from diabolo.data import Access, Dataset
 from diabolo.evaluation import Settings
 from diabolo.progress import Progress
@@ -72,29 +71,41 @@ def reproduce(
     began, progress, chosen = time.monotonic(), progress or Progress(), PLANS[plan]
     reused: list[str] = []
     dataset = data_module.load("mnist", {"binarize": False, "validation": 0}, access)
-    made = {name: _made(out / name, name, chosen, dataset, device, progress, reused) for name in RUNS}
-    report, everything = out / "report.html", list(made.values())
+    plane = data_module.load("spiral", {}, access)
+    work = _Work(out, chosen, device, progress, reused)
+    made = {name: work.made(name, config, dataset) for name, config in _configs(chosen).items()}
+    toys = {kind: work.made(f"toy-{kind.lower()}", config, plane) for kind, config in toy.configs().items()}
+    report, everything = out / "report.html", [*made.values(), *toys.values()]
     fingerprint = parts.fingerprint(everything, lang)
     if report.is_file() and parts.stamp(out) == fingerprint:
         reused.append(str(report))
         return parts.Result(report, everything, reused, time.monotonic() - began)
-    measured = measure(made, dataset, test=chosen.test, train=chosen.train, progress=progress)
-    _write(report, made, measured, chosen, lang)
+    found = measure(made, dataset, test=chosen.test, train=chosen.train, progress=progress)
+    add_toy(found, toys, plane, progress)
+    runs.write_json(out / "measures.json", found.numbers)
+    write_page(report, made, found, {**parts.stages_of(everything), **found.seconds}, lang)
     runs.write_json(out / "report.json", {"fingerprint": fingerprint})
-    return parts.Result(report, everything, reused, time.monotonic() - began)
+    return parts.Result(report, list(made.values()), reused, time.monotonic() - began)
 
 
-def _made(
-    path: Path, name: str, plan: Plan, dataset: Dataset, device: str, progress: Progress, reused: list[str]
-) -> Run:
-    preset, changes = RUNS[name]
-    config = resolve(preset, [*changes.split(), f"train.epochs={plan.epochs}"]).config
-    run = parts.trained(path, config, dataset, device, progress, reused)
-    parts.evaluated(run, dataset, plan.settings, device, progress, reused)
-    return run
+def _configs(plan: Plan) -> dict[str, RunConfig]:
+    return {
+        name: resolve(preset, [*changes.split(), f"train.epochs={plan.epochs}"]).config
+        for name, (preset, changes) in RUNS.items()
+    }
 
 
-def _write(report: Path, made: Mapping[str, Run], measured: Measured, plan: Plan, lang: str) -> None:
-    runs.write_json(report.with_name("measures.json"), measured.numbers)
-    stages = {**parts.stages_of(list(made.values())), **measured.seconds}
-    write_page(report, made, measured, stages, lang)
+@dataclass(frozen=True)
+class _Work:
+    """What every run of the chapter is made with."""
+
+    out: Path
+    plan: Plan
+    device: str
+    progress: Progress
+    reused: list[str]
+
+    def made(self, name: str, config: RunConfig, dataset: Dataset) -> Run:
+        run = parts.trained(self.out / name, config, dataset, self.device, self.progress, self.reused)
+        parts.evaluated(run, dataset, self.plan.settings, self.device, self.progress, self.reused)
+        return run

@@ -18,10 +18,11 @@ from diabolo.chapters import toy
 from diabolo.data import Dataset, Loader
 from diabolo.data.spec import Split
 from diabolo.inspection import embed
+from diabolo.language import say
 from diabolo.metrics import linear_predictions, mean_and_se, proportion
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.corruptions import Kind
-from diabolo.pictures import random_examples, shared_noise
+from diabolo.pictures import filters, random_examples, shared_noise
 from diabolo.progress import Progress
 from diabolo.runs import Run
 from diabolo.tables import paired
@@ -50,7 +51,7 @@ DRAWN = 500
 
 @dataclass
 class Measured:
-    """`numbers` are plain JSON; `pictures` are images (n, C, H, W) by name; `figures` hold what drawings need; `seconds` by stage."""
+    """`numbers` are plain JSON; `pictures` images (n, C, H, W) by name; `figures` what drawings need; `seconds` by stage."""
 
     numbers: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
@@ -70,14 +71,27 @@ def measure(made: Mapping[str, Run], dataset: Dataset, *, test: int, train: int,
         ("Jacobians and probes", lambda: _codes(found, models, small)),
         ("denoising", lambda: _denoising(found, models, small)),
         ("compression", lambda: _compression(found, models, small)),
-        ("toy manifold", lambda: _manifold(found)),
     )
     for name, step in steps:
-        progress.say(f"analysing: {name}")
-        began = time.monotonic()
-        step()
-        found.seconds[f"analysis: {name}"] = round(time.monotonic() - began, 2)
+        _timed(found, name, step, progress)
     return found
+
+
+def add_toy(found: Measured, toys: Mapping[str, Run], plane: Dataset, progress: Progress) -> None:
+    """A6: what each kind of autoencoder makes of a spiral in the plane."""
+
+    def step() -> None:
+        shown = toy.measure({kind: run.model() for kind, run in toys.items()}, plane)
+        found.numbers["toy"], found.figures["toy"] = shown.to_dict(), shown.panels
+
+    _timed(found, "toy manifold", step, progress)
+
+
+def _timed(found: Measured, name: str, step: Callable[[], None], progress: Progress) -> None:
+    progress.say(f"analysing: {name}")
+    began = time.monotonic()
+    step()
+    found.seconds[say("analysis: {name}", name=name)] = round(time.monotonic() - began, 2)
 
 
 def _first(split: Split, count: int) -> Split:
@@ -168,16 +182,17 @@ def _codes(found: Measured, models: Mapping[str, Autoencoder], small: Dataset) -
             "robustness": robust.to_dict(),
             "probe": _probe(models[name], small),
         }
-        found.pictures[f"filters-{name}"] = jacobians.filters(models[name], 64)
+        found.pictures[f"filters-{name}"] = filters(models[name], 64)
     found.numbers["layers"] = rows
     found.numbers["probes"] = {name: _probe(models[name], small) for name in ("ae-20", "dae-20", "vae-20")}
 
 
 def _probe(model: Autoencoder, small: Dataset) -> dict[str, Any]:
     train, test = (embed(model, Loader(small, split)).double() for split in ("train", "test"))
-    assert small.train.labels is not None and small.test.labels is not None
-    predicted = linear_predictions(train, small.train.labels, test)
-    return {**proportion(predicted == small.test.labels), "fitted_to": len(train)}
+    known, labels = small.train.labels, small.test.labels
+    if known is None or labels is None:
+        raise ValueError("a probe needs classes")
+    return {**proportion(linear_predictions(train, known, test) == labels), "fitted_to": len(train)}
 
 
 # ------------------------------------------------------------------------------------------------ A5: denoising
@@ -215,10 +230,3 @@ def _compression(found: Measured, models: Mapping[str, Autoencoder], small: Data
         points += rate.of_jpeg(test, quality)
     points.append(rate.of_png(test))
     found.numbers["compression"] = [point.to_dict() for point in points]
-
-
-# ------------------------------------------------------------------------------------------------ A6: the toy
-def _manifold(found: Measured) -> None:
-    picture = toy.study()
-    found.numbers["toy"] = picture.to_dict()
-    found.figures["toy"] = picture

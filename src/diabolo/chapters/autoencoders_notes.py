@@ -98,7 +98,8 @@ def reading(found: Found) -> list[str]:
     n = f"{found['matrix']['masking, 25 %'][AS_IT_IS]['n']:,}"
     return [
         say(
-            "Squared errors, PSNR and SSIM: between all methods of one table, which are measured on the same images and the same noise."
+            "Squared errors, PSNR and SSIM: between all methods of one table, which are measured on the same images and the "
+            "same noise."
         ),
         say(
             "Losses of these runs: only with one another. They are binary cross-entropies of grey levels, which is no "
@@ -256,8 +257,8 @@ def _lossy(found: Found) -> Note:
             rival=rival,
         ),
         say(
-            "At few bits a code that knows digits wins; more bits help it little, because the bottleneck and not the quantiser is "
-            "what loses. It knows only what it was trained on, and its decoder's weights are not counted."
+            "At few bits a code that knows digits wins; more bits help it little, because the bottleneck and not the quantiser "
+            "is what loses. It knows only what it was trained on, and its decoder's weights are not counted."
         ),
     )
 
@@ -282,13 +283,12 @@ def _small_noise(found: Found) -> Note:
     )
 
 
-def toy_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Each model of the toy: mean distance to the true curve of what it makes of the plane, and of its samples."""
+def toy_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What, its kind, the mean distance of its points to the curve, and of the curve to them."""
+    rows = [(say("the noisy points"), say("data"), found["data"])]
+    for word, kind in ((say("reconstructions"), "reconstructed"), (say("samples of the prior"), "sampled")):
+        rows += [(model, word, entry) for model, entry in found[kind].items()]
     return [
-        (
-            say(row["title"]),
-            _mean(row["reconstructions"], 3),
-            "" if row.get("samples") is None else _mean(row["samples"], 3),
-        )
-        for row in found["models"]
+        (title, kind, f"{number(e['to_curve'], 3)} \u00b1 {number(e['se'], 3)}", number(e["from_curve"], 3))
+        for title, kind, e in rows
     ]

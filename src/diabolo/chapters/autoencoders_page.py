@@ -11,7 +11,6 @@ from torch import Tensor
 
 from diabolo import plots, tables
 from diabolo.chapters import autoencoders_notes as notes
-from diabolo.chapters import toy
 from diabolo.chapters.autoencoders_measures import LAYERS, NOISES, Measured
 from diabolo.denoising import AS_IT_IS
 from diabolo.language import say
@@ -277,6 +276,7 @@ def _compression(measured: Measured) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------ A6
 def _toy(measured: Measured) -> dict[str, Any]:
-    study = measured.figures["toy"]
     label = say("A spiral, and what four models make of the plane around it")
-    return {"figure": drawing("", "toy", label, toy.figure(study)), "rows": notes.toy_rows(measured.numbers["toy"])}
+    figure = plots.planes(measured.figures["toy"])
+    found = measured.numbers["toy"]
+    return {"figure": drawing("", "toy", label, figure), "rows": notes.toy_rows(found), "n": f"{found['data']['n']:,}"}
