@@ -77,7 +77,7 @@ def reproduce(
     language.check(lang)
     about = CHAPTERS[chapter]
     out = out or Path("runs") / ("smoke" if smoke else "reproduce") / chapter
-    cached = _is_cached(chapter, options.access())
+    cached = _is_cached(about.data, options.access())
     fetched = "nothing: the data are in the cache" if cached else megabytes(about.download)
     _say(f"{chapter}: {about.title}")
     _say(f"  downloads {fetched}; uses {megabytes(about.disk)} of disk for data and runs; writes to {out}")
@@ -448,9 +448,9 @@ def _list_chapters(as_json: bool) -> int:
         print(json.dumps([asdict(chapter) for chapter in CHAPTERS.values()]))
         return 0
     for chapter in CHAPTERS.values():
-        print(f"{chapter.name:10} {chapter.title}")
+        print(f"{chapter.name:13} {chapter.title}")
         size = f"download {megabytes(chapter.download)}, disk {megabytes(chapter.disk)}"
-        print(f"{'':10} {size}, took {chapter.seconds / 60:.1f} min on {chapter.machine}")
+        print(f"{'':13} {size}, took {chapter.seconds / 60:.1f} min on {chapter.machine}")
     print("Run one with: diabolo reproduce NAME")
     return 0
 
