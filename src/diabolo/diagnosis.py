@@ -1,7 +1,8 @@
 """What is wrong with a run, measured: each check is one function that reads an `Examination` and returns what it found.
 
 Its docstring says where its limit lies and how far healthy runs stay from it: "healthy" are Models 1 to 3 of the MNIST chapter
-in both conventions and the presets linear-vae and vae, at their full length. It finds something (`Finding`), finds the run sound (`Sound`),
+in both conventions and the presets linear-vae and vae, at their full length.
+It finds something (`Finding`), finds the run sound (`Sound`),
 or cannot be done (`Unchecked`); nothing is passed over in silence.
 """
 
