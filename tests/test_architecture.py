@@ -103,7 +103,8 @@ def test_metrics_and_plots_know_no_configuration_and_no_runs():
 
 
 def test_reading_a_run_never_imports_training():
-    for name in ("report.py", "plots.py", "compare.py", "explore.py", "export.py", "evaluation.py", "metrics.py"):
+    readers = ("report.py", "plots.py", "compare.py", "explore.py", "export.py", "evaluation.py", "metrics.py")
+    for name in (*readers, "diagnosis.py", "examination.py"):
         if (PACKAGE / name).exists():
             assert not reached(PACKAGE / name, "diabolo.training"), name
 
