@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diabolo import cli, denoising, training
+from diabolo import cli, denoising, plots, training
 from diabolo.config import resolve
 from diabolo.data import Loader
 from diabolo.data.spec import Dataset, DataSpec, Split
@@ -329,3 +329,16 @@ def test_real_numbers_have_no_black_to_mask(tmp_path):
 def saved(path, array):
     np.save(path, array)
     return path
+
+
+# ------------------------------------------------------------------------------------------------ figures
+def test_the_figures_leave_out_what_is_not_finite_and_draw_the_same_every_time():
+    curves = [
+        plots.Curve(0, (0.0, 0.1, 0.2), (math.inf, 20.0, 14.0), dashed=True, errors=(0.0, 0.1, 0.1)),
+        plots.Curve(1, (0.0, 0.1, 0.2), (16.0, 15.0, 14.5)),
+    ]
+    for draw in (plots.noise_curves, plots.spectra):
+        figure = draw(curves)
+        assert plots.svg(figure, "k", "label") == plots.svg(draw(curves), "k", "label")
+    drawn = [line.get_xdata() for line in plots.noise_curves(curves).axes[0].lines]
+    assert [0.1, 0.2] in [list(x) for x in drawn] and [0.0, 0.1, 0.2] in [list(x) for x in drawn]

@@ -329,10 +329,10 @@ def _plane(axes: Axes, panel: Panel, side: float, shade: str) -> None:
     axes.set_title(panel.title, fontsize=11)
     axes.set_aspect("equal")
     axes.set(xlim=(-side, side), ylim=(-side, side), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
-    axes.scatter(*panel.data.T, s=6, color=colour(7), linewidths=0, alpha=0.5, rasterized=True)
+    axes.scatter(panel.data[:, 0], panel.data[:, 1], s=6, color=colour(7), linewidths=0, alpha=0.5, rasterized=True)
     axes.plot(*panel.curve.T, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
     if panel.points is not None:
-        axes.scatter(*panel.points.T, s=7, color=shade, linewidths=0, alpha=0.8, rasterized=True)
+        axes.scatter(panel.points[:, 0], panel.points[:, 1], s=7, color=shade, linewidths=0, alpha=0.8, rasterized=True)
     if panel.line is not None:
         axes.plot(*panel.line.T, color=shade, linewidth=2.2)
     if panel.origins is not None and panel.arrows is not None:
