@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import sys
 import traceback
@@ -20,17 +21,18 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from diabolo import config as configuration
-from diabolo import listings, registry, verbs
+from diabolo import durations, language, listings, registry, verbs
 from diabolo.data.access import Access
 from diabolo.errors import DiaboloError, UsageError, did_you_mean
 from diabolo.listings import megabytes
-from diabolo.options import DataOptions, Device, Imports, Json, Override, RunPath
+from diabolo.options import DataOptions, Device, Imports, Json, Lang, Override, RunPath
 from diabolo.options import existing_run as _existing_run
 from diabolo.options import import_modules as _import
 from diabolo.options import say as _say
 from diabolo.progress import Progress
 
 if TYPE_CHECKING:
+    from diabolo.evaluation import Settings
     from diabolo.runs import Run
 
 app = App(
@@ -59,6 +61,7 @@ def reproduce(
         Path | None, Parameter(help="Where to; runs/reproduce/CHAPTER (runs/smoke/CHAPTER with --smoke).")
     ] = None,
     device: Device = "auto",
+    lang: Lang = "en",
     as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> int:
@@ -71,6 +74,7 @@ def reproduce(
         raise UsageError(f"unknown chapter {chapter!r}", did_you_mean(chapter, sorted(CHAPTERS)))
     if full and smoke:
         raise UsageError("--full and --smoke exclude each other")
+    language.check(lang)
     about = CHAPTERS[chapter]
     out = out or Path("runs") / ("smoke" if smoke else "reproduce") / chapter
     cached = _is_cached(chapter, options.access())
@@ -85,6 +89,7 @@ def reproduce(
             access=options.access(),
             device=device,
             progress=progress,
+            lang=lang,
         )
     if as_json:
         print(
@@ -116,30 +121,40 @@ def train(
         Path | None, Parameter(help="The run directory; runs/PRESET-N where left out. Never overwritten.")
     ] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this run instead of starting one.")] = None,
+    time: Annotated[
+        str | None, Parameter(help="Stop each run in good order after 90s, 5m or 1h30m of training in this process.")
+    ] = None,
+    smoke: Annotated[
+        bool, Parameter(help="A few steps and small K: does everything run? Numbers mean nothing.")
+    ] = False,
     import_: Imports = (),
     evaluate_after: Annotated[
         bool, Parameter(name="--evaluate", negative="--no-evaluate", help="Evaluate on the test split and report.")
     ] = True,
     device: Device = "auto",
+    lang: Lang = "en",
     as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> int:
     """Train a preset, then evaluate it and write its report; seed=0,1,2 makes one run each."""
     _import(import_)
+    language.check(lang)
+    if smoke:
+        overrides = _smoke_overrides(overrides, time, resume)
     plans = _train_plans(preset, overrides, out, resume)
+    limit = math.inf if time is None else durations.seconds(time)
     options.access()
-    from diabolo import training
+    from diabolo import evaluation, training
 
     finished = []
     with _progress() as progress:
         for config, place in plans:
-            if config is None:
-                run = training.resume(place, access=options.access(), device=device, progress=progress)
-            else:
-                run = training.train(config, out=place, access=options.access(), device=device, progress=progress)
+            how: dict[str, Any] = {"access": options.access(), "device": device, "progress": progress, "seconds": limit}
+            run = training.resume(place, **how) if config is None else training.train(config, out=place, **how)
             if evaluate_after:
-                _evaluate(run, {}, options, device, progress)
-                _report(run, options)
+                settings = evaluation.SMOKE if run.config.train.smoke else evaluation.Settings()
+                _evaluate(run, settings, options, device, progress)
+                _report(run, options, lang)
             finished.append(run)
     if as_json:
         print(json.dumps({str(run.path): run.evaluation() if evaluate_after else run.status for run in finished}))
@@ -150,6 +165,8 @@ def train(
         print(f"run: {run.path}")
         if evaluate_after:
             print(f"report: {run.path / 'report.html'}")
+        if run.config.train.smoke:
+            _say("smoke run: everything works; its numbers mean nothing")
     return 0
 
 
@@ -170,16 +187,16 @@ def evaluate(
 ) -> int:
     """Measure a run: ELBO, log p(x) by importance sampling, rate, distortion, errors, active units, probes."""
     _import(import_)
-    given = {"split": split, "k": k, "images": images, "elbo_samples": elbo_samples}
+    given: dict[str, Any] = {"split": split, "k": k, "images": images, "elbo_samples": elbo_samples}
     if full:
         given |= {"k": given["k"] or 5000, "images": given["images"] or 0}
     _existing_run(run)
+    from diabolo.evaluation import Settings
     from diabolo.runs import Run
 
+    settings = Settings(**{key: value for key, value in given.items() if value is not None})
     with _progress() as progress:
-        result = _evaluate(
-            Run(run), {key: value for key, value in given.items() if value is not None}, options, device, progress
-        )
+        result = _evaluate(Run(run), settings, options, device, progress)
     if as_json:
         print(json.dumps(result))
     else:
@@ -222,13 +239,14 @@ def sample(
 
 
 @app.command
-def report(run: RunPath, /, *, import_: Imports = (), options: DataOptions = DataOptions()) -> int:
+def report(run: RunPath, /, *, import_: Imports = (), lang: Lang = "en", options: DataOptions = DataOptions()) -> int:
     """Write a run's report: one self-contained HTML file."""
     _import(import_)
+    language.check(lang)
     _existing_run(run)
     from diabolo.runs import Run
 
-    print(f"report: {_report(Run(run), options)}")
+    print(f"report: {_report(Run(run), options, lang)}")
     return 0
 
 
@@ -261,21 +279,6 @@ def config_(
         print(json.dumps(resolved.config.to_dict(), indent=1))
         return 0
     _out().print(listings.config_table(resolved, configuration.flatten(resolved.config.to_dict())))
-    return 0
-
-
-@app.command
-def doctor(*, as_json: Json = False) -> int:
-    """Describe this environment: versions, machine, device, cache. For a report of a fault."""
-    from diabolo.engine import environment, pick_device
-
-    access = Access()
-    found = {**environment(pick_device()), "cache": str(access.cache), "presets": len(configuration.preset_names())}
-    if as_json:
-        print(json.dumps(found))
-        return 0
-    for key, value in found.items():
-        print(f"{key:14} {value}")
     return 0
 
 
@@ -384,31 +387,41 @@ def _train_plans(
     return [(config, out and out / f"seed-{config.seed}") for config in configs]
 
 
+def _smoke_overrides(overrides: Sequence[str], time: str | None, resume: Path | None) -> tuple[str, ...]:
+    """What --smoke changes, refusing what it cannot go with."""
+    set_already = next((text for text in overrides if text.partition("=")[0].strip() == "train.epochs"), None)
+    resumed, timed = resume and f"--resume {resume}", time is not None and f"--time {time}"
+    other = resumed or timed or set_already
+    if other:
+        raise UsageError(
+            f"--smoke and {other} exclude each other", "A smoke run is one epoch of a few steps, from the start."
+        )
+    return (*overrides, "train.epochs=1", "train.smoke=true")
+
+
 def _resolve(preset: str, overrides: Sequence[str]) -> configuration.Resolved:
     if preset.endswith(".json"):
         return configuration.from_dict(configuration.read_json(Path(preset)), overrides)
     return configuration.resolve(preset, overrides)
 
 
-def _evaluate(run: Run, given: dict[str, Any], options: DataOptions, device: str, progress: Progress) -> dict[str, Any]:
+def _evaluate(run: Run, settings: Settings, options: DataOptions, device: str, progress: Progress) -> dict[str, Any]:
     from diabolo import evaluation
 
-    progress.say(f"evaluating {run.path} on the {given.get('split', 'test')} split")
-    return evaluation.evaluate(
-        run, evaluation.Settings(**given), access=options.access(), device=device, progress=progress
-    )
+    progress.say(f"evaluating {run.path} on the {settings.split} split")
+    return evaluation.evaluate(run, settings, access=options.access(), device=device, progress=progress)
 
 
-def _report(run: Run, options: DataOptions) -> Path:
+def _report(run: Run, options: DataOptions, lang: str) -> Path:
     from diabolo import data
     from diabolo.pictures import pictures
     from diabolo.report import write_run_report
 
     if run.config.data.name == "tensor":  # in memory when it was trained: no pictures of it can be drawn now
-        return write_run_report(run, None, classes=run.env["data"]["spec"]["classes"])
+        return write_run_report(run, None, classes=run.env["data"]["spec"]["classes"], lang=lang)
     dataset = data.load(run.config.data.name, run.config.data.params, options.access())
     shown = pictures(run.model(), dataset) if len(dataset.spec.shape) == 3 else None
-    return write_run_report(run, shown, classes=dataset.spec.classes)
+    return write_run_report(run, shown, classes=dataset.spec.classes, lang=lang)
 
 
 def _print_evaluations(finished: Sequence[Run]) -> None:

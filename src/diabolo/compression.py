@@ -23,7 +23,7 @@ from diabolo.coding import codec as codecs
 from diabolo.coding import quantiser
 from diabolo.coding.codec import Codec
 from diabolo.coding.container import MAX_BYTES, Container, check_size, unpack
-from diabolo.coding.quantiser import Codes
+from diabolo.coding.quantiser import Codes, Quantiser
 from diabolo.coding.range_coder import Symbols
 from diabolo.data import Access, Loader
 from diabolo.data.spec import DataSpec, Values
@@ -40,11 +40,6 @@ DEFAULT_BITS = 6
 
 
 # ------------------------------------------------------------------------------------------------ codes
-def has_spread(model: Autoencoder) -> bool:
-    """Whether the posterior has a standard deviation: all but the point of a plain autoencoder."""
-    return bool(getattr(model.posterior, "density", True))
-
-
 @torch.no_grad()
 def codes(model: Autoencoder, loader: Loader) -> tuple[Codes, Codes | None]:
     """The posterior means (N, d) of a loader's examples, in their order, and the mean over them of the posterior's standard
@@ -53,19 +48,19 @@ def codes(model: Autoencoder, loader: Loader) -> tuple[Codes, Codes | None]:
     for batch in loader.ordered(BATCH):
         q = model.encode(batch.x)
         means.append(q.mean.flatten(1).cpu().double())
-        if has_spread(model):
+        if model.posterior.density:
             deviations.append(q.stddev.flatten(1).cpu().double().sum(0))
     found = torch.cat(means).numpy()
     return found, torch.stack(deviations).sum(0).numpy() / len(found) if deviations else None
 
 
 @torch.no_grad()
-def decoder_means(model: Autoencoder, points: Codes, shape: tuple[int, ...]) -> torch.Tensor:
-    """E[x | z] (N, *shape) at points (N, d), on the CPU; `shape` is that of an example."""
+def decoded(model: Autoencoder, points: Codes, shape: tuple[int, ...], values: Values) -> NDArray[Any]:
+    """What is written of the decoder's means E[x | z] at points (N, d): (N, *shape), `shape` being that of an example."""
     parameter = next(model.parameters())
     event = model.encode(parameter.new_zeros(1, *shape)).mean.shape[1:]
     z = torch.from_numpy(points).to(parameter).unflatten(1, event)
-    return torch.cat([model.decode(part[None]).mean[0].cpu() for part in z.split(BATCH)])
+    return np.concatenate([as_stored(model.decode(part[None]).mean[0].cpu(), values) for part in z.split(BATCH)])
 
 
 def as_stored(mean: torch.Tensor, values: Values) -> NDArray[Any]:
@@ -95,11 +90,20 @@ def fitted(loader: Loader, model: Autoencoder, bits: int, weights: str = "") -> 
     means, deviation = codes(model, loader)
     if not np.isfinite(means).all():
         raise DataError("a code of the training split is not finite", "The run diverged, or its weights are damaged.")
+    return codecs.fit(grid(means, deviation, bits), means, weights)
+
+
+def grid(means: Codes, deviation: Codes | None, bits: int) -> Quantiser:
+    """The quantiser for codes like these of the training split (N, d): `bits` a dimension, or 0 for steps of `deviation` (d,).
+
+    Raises:
+        UsageError: for 0 bits without a deviation.
+    """
     if bits:
-        return codecs.fit(quantiser.by_bits(means, bits), means, weights)
+        return quantiser.by_bits(means, bits)
     if deviation is None:
         raise UsageError("this posterior has no standard deviation to take steps of", remedy="Say how many bits.")
-    return codecs.fit(quantiser.by_deviation(means, deviation), means, weights)
+    return quantiser.by_deviation(means, deviation)
 
 
 def codec_of(run: Run, model: Autoencoder, bits: int, access: Access | None, device: torch.device | str) -> Codec:
@@ -198,7 +202,7 @@ def compress(
     spec, loader = given.dataset.spec, given.loader(device)
     check_size(len(loader), spec.dimensions)
     model = run.model().to(device)
-    bits = (0 if has_spread(model) else DEFAULT_BITS) if bits is None else bits
+    bits = (0 if model.posterior.density else DEFAULT_BITS) if bits is None else bits
     with own_randomness(torch.device(device)):
         codec = codec_of(run, model, bits, access, device)
         symbols = _symbols(codec, model, loader, given.source)
@@ -249,7 +253,7 @@ def _error(model: Autoencoder, codec: Codec, content: bytes, loader: Loader, spe
     """The mean squared error of what a file gives when it is decoded."""
     container = unpack(content)
     points = codec.quantiser.points(codec.decode(container.stream, container.count))
-    read = as_read(as_stored(decoder_means(model, points, spec.shape), spec.values))
+    read = as_read(decoded(model, points, spec.shape, spec.values))
     parts = [mean_squared_errors(read[batch.index], batch.x.cpu()) for batch in loader.ordered(BATCH)]
     return torch.cat(parts).mean().item()
 
@@ -264,7 +268,7 @@ def decompress(run: Run, path: Path, *, device: torch.device | str = "cpu") -> N
     spec = spec_from_dict(run.env["data"]["spec"])
     points = _points(run, path, spec)
     with own_randomness(torch.device(device)):
-        return as_stored(decoder_means(model, points, spec.shape), spec.values)
+        return decoded(model, points, spec.shape, spec.values)
 
 
 def _points(run: Run, path: Path, spec: DataSpec) -> Codes:

@@ -99,7 +99,10 @@ def read_pictures(path: Path, spec: DataSpec) -> tuple[np.ndarray[Any, Any], str
         found, note = reading.pictures, reading.note()
     else:
         found = [read_image(path, height, colour)]
-        note = "; ".join((f"read as {colour} levels, the middle square scaled to {height}x{height}", *found[0].done))
+        note = "; ".join((
+            f"read as {'grey' if channels == 1 else 'RGB'} levels k/255, the middle square scaled to {height}x{height}",
+            *found[0].done,
+        ))
     levels = np.stack([picture.levels for picture in found])
     return (levels[:, None] if channels == 1 else levels.transpose(0, 3, 1, 2)), note
 

@@ -11,7 +11,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import FancyBboxPatch, Polygon
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
+
+from diabolo.language import Said, say, shown
 
 #: Stands for the page's text colour while matplotlib draws; replaced by `currentColor` in the SVG.
 INK = "#010203"
@@ -88,8 +91,29 @@ def _inline(text: str, key: str, label: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1).strip()
 
 
+def _content(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+    return _content(text).replace('"', "&quot;")
+
+
+def sentences(figure: Figure) -> list[Said]:
+    """What was said in a drawing: its axes' labels, the names in it; no number on an axis."""
+    texts: list[Text] = figure.findobj(Text)
+    return [said for said in (text.get_text() for text in texts) if isinstance(said, Said)]
+
+
+def retold(drawing: str, label: str, said: Sequence[str], lang: str) -> str:
+    """An `<svg>` element with its label and its sentences in another language.
+
+    It was laid out in English, and its texts are anchored where they stand; the fonts are the reader's.
+    """
+    drawing = drawing.replace(f'aria-label="{_attribute(label)}"', f'aria-label="{_attribute(shown(label, lang))}"', 1)
+    for text in said:
+        drawing = drawing.replace(f">{_content(text)}</text>", f">{_content(shown(text, lang))}</text>")
+    return drawing
 
 
 def _axes(width: float, height: float, x: str, y: str) -> tuple[Figure, Axes]:
@@ -164,9 +188,20 @@ class Curve:
     errors: Sequence[float] | None = None
 
 
+def curves_of(rows: Sequence[Mapping[str, Any]], quantity: str, series: int = 0) -> list[Curve]:
+    """The curves of a quantity in the rows of a metrics.jsonl: one a split, against the epoch; none where it is not logged."""
+    curves = []
+    for split in ("train", "validation", "test"):
+        found = [row for row in rows if row["split"] == split and row.get(quantity) is not None]
+        if found:
+            x, y = [row["epoch"] for row in found], [row[quantity] for row in found]
+            curves.append(Curve(series, x, y, dashed=split != "train"))
+    return curves
+
+
 def epoch_curves(curves: Sequence[Curve], y: str) -> Figure:
     """Draws a quantity (nats per example) against the epoch; solid is train, dashed held out. The legend is HTML."""
-    figure, axes = _axes(4.3, 3.3, "epoch", y)
+    figure, axes = _axes(4.3, 3.3, say("epoch"), y)
     for c in curves:
         few = len(c.x) <= 20  # more markers than that would hide which line is dashed
         axes.plot(
@@ -185,7 +220,7 @@ def epoch_curves(curves: Sequence[Curve], y: str) -> Figure:
 
 def sample_curves(curves: Sequence[Curve], y: str) -> Figure:
     """Draws the estimate of log p(x) against the number of importance samples K (logarithmic), with error bars."""
-    figure, axes = _axes(6.4, 3.6, "importance samples K", y)
+    figure, axes = _axes(6.4, 3.6, say("importance samples K"), y)
     axes.set_xscale("log")
     for c in curves:
         axes.errorbar(
@@ -205,6 +240,30 @@ def sample_curves(curves: Sequence[Curve], y: str) -> Figure:
     return figure
 
 
+def lines(
+    curves: Sequence[Curve], x: str, y: str, *, log_x: bool = False, log_y: bool = False, markers: bool = True
+) -> Figure:
+    """Draws curves on common axes; the legend is HTML. Dashed ones are those with `dashed`."""
+    figure, axes = _axes(6.4, 3.8, x, y)
+    for c in curves:
+        axes.errorbar(
+            c.x,
+            c.y,
+            yerr=None if c.errors is None else list(c.errors),
+            color=colour(c.series),
+            linestyle="--" if c.dashed else "-",
+            linewidth=1.6,
+            marker=MARKERS[c.series % len(MARKERS)] if markers else None,
+            markersize=4.5,
+            capsize=2,
+        )
+    if log_x:
+        axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
+    return figure
+
+
 def projection(means: Tensor, components: int = 2) -> np.ndarray:
     """Projects means (N, d) on their first principal components: (N, components); the largest loading is positive."""
     x = means.detach().double().cpu().numpy()
@@ -221,10 +280,21 @@ def class_scatter(means: Tensor, labels: Tensor | None, explained: Sequence[floa
 
     `explained`: share of the variance of the means along each component, printed on the axes.
     """
-    points = projection(means)
+    names = [
+        say("component {number} ({share} % of variance)", number=i + 1, share=f"{100 * share:.1f}")
+        for i, share in enumerate(explained[:2])
+    ]
+    return _scatter(projection(means), labels, names[0], names[1])
+
+
+def code_scatter(codes: Tensor, labels: Tensor | None) -> Figure:
+    """Draws codes of two dimensions (N, 2) as they are, a colour and marker a class; the page has the legend."""
+    return _scatter(codes.detach().double().cpu().numpy(), labels, "z1", "z2")
+
+
+def _scatter(points: np.ndarray, labels: Tensor | None, x: str, y: str) -> Figure:
     groups = np.zeros(len(points), dtype=int) if labels is None else labels.cpu().numpy().astype(int)
-    names = [f"component {i + 1} ({100 * share:.1f} % of variance)" for i, share in enumerate(explained[:2])]
-    figure, axes = _axes(4.3, 4.0, names[0], names[1])
+    figure, axes = _axes(4.3, 4.0, x, y)
     # Ten slices, each with all classes: no class lies wholly on top of the others.
     for part in np.array_split(np.arange(len(points)), 10):
         for group in sorted(set(groups[part].tolist())):
@@ -245,7 +315,7 @@ def class_scatter(means: Tensor, labels: Tensor | None, explained: Sequence[floa
 def dimension_bars(kl: Sequence[float], y: str, series: int = 0) -> Figure:
     """Draws KL(q(z_j | x) || p(z_j)) of each latent dimension (mean over examples), largest first; `y`: the unit."""
     ordered = sorted(kl, reverse=True)
-    figure, axes = _axes(4.3, 2.6, "latent dimension, largest first", y)
+    figure, axes = _axes(4.3, 2.6, say("latent dimension, largest first"), y)
     axes.bar(range(1, len(ordered) + 1), ordered, color=colour(series), width=0.72)
     axes.grid(False, axis="x")
     axes.set_xlim(0.3, len(ordered) + 0.7)

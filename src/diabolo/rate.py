@@ -75,10 +75,10 @@ def of_model(
     known, deviation = compression.codes(model, train)
     codes, x = compression.codes(model, test)[0], originals(test)
 
-    def decode(points: Codes) -> Tensor:
-        return compression.decoder_means(model, points, tuple(x.shape[1:]))
+    def decode(points: Codes) -> NDArray[np.uint8]:
+        return compression.decoded(model, points, tuple(x.shape[1:]), "grey")
 
-    return [_coded(method, b, _grid(known, deviation, b), known, codes, decode, x) for b in bits]
+    return [_coded(method, b, compression.grid(known, deviation, b), known, codes, decode, x) for b in bits]
 
 
 def of_pca(train: Loader, test: Loader, dimensions: Sequence[int], bits: Sequence[int]) -> list[Point]:
@@ -90,21 +90,13 @@ def of_pca(train: Loader, test: Loader, dimensions: Sequence[int], bits: Sequenc
     for d in dimensions:
         pca = largest.first(d)
 
-        def decode(z: Codes, pca: linear.PCA = pca) -> Tensor:
-            return pca.decode(torch.from_numpy(z)).float().view_as(x)
+        def decode(z: Codes, pca: linear.PCA = pca) -> NDArray[np.uint8]:
+            return compression.as_stored(pca.decode(torch.from_numpy(z)).view_as(x), "grey")
 
         for b in bits:
             grid = quantiser.by_bits(known[:, :d], b)
             points.append(_coded(f"PCA, d = {d}", b, grid, known[:, :d], codes[:, :d], decode, x))
     return points
-
-
-def _grid(known: Codes, deviation: Codes | None, bits: int) -> Quantiser:
-    if bits:
-        return quantiser.by_bits(known, bits)
-    if deviation is None:
-        raise UsageError("this posterior has no standard deviation to take steps of", remedy="Say how many bits.")
-    return quantiser.by_deviation(known, deviation)
 
 
 def _coded(
@@ -113,7 +105,7 @@ def _coded(
     grid: Quantiser,
     known: Codes,
     codes: Codes,
-    decode: Callable[[Codes], Tensor],
+    decode: Callable[[Codes], NDArray[np.uint8]],
     x: Tensor,
 ) -> Point:
     """Write the codes (N, d), decode what was written, and measure."""
@@ -123,9 +115,10 @@ def _coded(
     back = codec.decode(unpack(content).stream, len(x))
     if not np.array_equal(back, symbols):
         raise RuntimeError("the stream does not decode to the codes that were encoded")
-    levels = compression.as_stored(decode(grid.points(back)), "grey")
     setting = f"{bits} bits" if bits else "steps of sd"
-    return _point(method, setting, 8 * len(content), codec.ideal_bits(symbols), compression.as_read(levels), x)
+    return _point(
+        method, setting, 8 * len(content), codec.ideal_bits(symbols), compression.as_read(decode(grid.points(back))), x
+    )
 
 
 def _point(method: str, setting: str, bits: float, ideal: float | None, y: Tensor, x: Tensor) -> Point:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from diabolo.errors import UsageError
-from diabolo.listings import megabytes
 from diabolo.options import DataOptions, Device, Imports, Json, RunPath
 from diabolo.verbs.shared import Answer, Overwrite, SplitName, check_file, check_target, given, how_read, ready
 
@@ -58,14 +57,15 @@ def compress(
 def _told(found: Compressed, chosen: Examples, run: Path, target: Path) -> tuple[str, ...]:
     unit = "bits/pixel" if found.image else "bits/value"
     exact = f"mean squared error {found.mse:.6f}"
-    weights, codec = megabytes(found.weights_size), f"{found.codec_size:,} bytes"
+    examples = f"{found.count:,} example{'' if found.count == 1 else 's'}"
     return (
         *how_read(chosen),
-        f"{target}: {found.count:,} examples ({chosen.source}), {found.size:,} bytes, {found.bits_per_pixel:.4f} {unit}",
+        f"{target}: {examples} ({chosen.source}), {found.size:,} bytes, {found.bits_per_pixel:.4f} {unit}",
         f"  ideal code length {found.ideal_bits / 8:,.1f} bytes ({found.ideal_bits_per_pixel:.4f} {unit}), "
         f"stream {found.stream:,}, header and checksum {found.size - found.stream}",
         f"  decoded (mean of the decoder): {exact if found.psnr is None else f'PSNR {found.psnr:.2f} dB, {exact}'}",
-        f"  not counted: the weights ({weights}) and the codec {found.codec} ({codec}), which decoding needs",
+        f"  not counted, and needed to decode: the weights ({found.weights_size:,} bytes) and {found.codec} "
+        f"({found.codec_size:,} bytes)",
         f"  read it with: diabolo decompress {run} {target} OUT",
     )
 
@@ -113,7 +113,7 @@ def decompress(
     else:
         compression.write_images(out, stored)
     kind = "levels 0..255" if stored.dtype == "uint8" else "real numbers"
-    return Answer((f"{out}: {len(stored):,} examples of shape {stored.shape[1:]}, {kind}",))
+    return Answer((f"{out}: {len(stored):,} of shape {stored.shape[1:]}, {kind}",))
 
 
 VERBS = (compress, decompress)

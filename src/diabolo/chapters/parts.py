@@ -1,0 +1,139 @@
+"""The parts that a chapter is made of: a trained run, its evaluation, its report, each used again while nothing has changed.
+
+A finished run is used again if its resolved configuration, the data's hash and the hash of the source that decides its
+numbers are the same; the same holds for its evaluation and for the report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from diabolo import evaluation, runs, training
+from diabolo.config import RunConfig, read_json
+from diabolo.data import Dataset
+from diabolo.errors import DataError
+from diabolo.evaluation import Settings
+from diabolo.language import say
+from diabolo.progress import Progress
+
+
+@dataclass(frozen=True)
+class Result:
+    """The report's path, its table as rows of text, and what was done and what was used again."""
+
+    report: Path
+    runs: list[runs.Run]
+    reused: list[str]
+    seconds: float
+
+
+def trained(
+    path: Path, config: RunConfig, dataset: Dataset, device: str, progress: Progress, reused: list[str]
+) -> runs.Run:
+    """The run at `path`: used again, gone on with, or trained; one made from something else is moved aside."""
+    state = _state(path, config, dataset)
+    if state == "finished":
+        progress.say(f"{path}: trained already (same configuration, data and source), used again")
+        reused.append(str(path))
+        return runs.Run(path)
+    progress.say(f"{path}: {'going on with' if state == 'resumable' else 'training'} {config.train.epochs} epochs")
+    if state == "resumable":
+        return training.resume(path, data=dataset, device=device, progress=progress)
+    if state == "other":
+        aside = _move_aside(path)
+        progress.say(f"{path}: made by another configuration or source; moved to {aside}")
+    return training.train(config, out=path, data=dataset, device=device, progress=progress)
+
+
+def _state(path: Path, config: RunConfig, dataset: Dataset) -> str:
+    """absent, finished, resumable, or other: made from something else, or unreadable."""
+    if not path.exists():
+        return "absent"
+    try:
+        run = runs.Run(path)
+        same = (
+            run.config_dict == json.loads(json.dumps(config.to_dict()))
+            and run.data_hash == dataset.hash
+            and run.env["source_hash"] == training.training_source_hash()
+        )
+        state = run.status["state"]
+    except (DataError, LookupError):
+        return "other"
+    if not same:
+        return "other"
+    if state == "finished":
+        return "finished" if (path / "weights.safetensors").is_file() else "other"
+    return "resumable" if runs.states(path) else "other"
+
+
+def _move_aside(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
+def evaluated(
+    run: runs.Run, dataset: Dataset, settings: Settings, device: str, progress: Progress, reused: list[str]
+) -> None:
+    """Evaluate a run, unless its evaluation stands."""
+    if _evaluation_stands(run, dataset, settings):
+        reused.append(str(run.path / "evaluation.json"))
+        return
+    progress.say(f"{run.path}: evaluating on the test split")
+    evaluation.evaluate(run, settings, data=dataset, device=device, progress=progress)
+
+
+def _evaluation_stands(run: runs.Run, dataset: Dataset, settings: Settings) -> bool:
+    try:
+        about = run.evaluation()["about"]
+        run.per_image()
+    except DataError:
+        return False
+    expected = {
+        **json.loads(json.dumps(asdict(settings))),
+        "data_hash": dataset.hash,
+        "training": run.status["state"],
+        "weights_sha256": runs.sha256(run.path / "weights.safetensors"),
+        "source_hash": evaluation.evaluation_source_hash(),
+    }
+    return all(about.get(key) == value for key, value in expected.items())
+
+
+def stages_of(everything: Sequence[runs.Run]) -> dict[str, float]:
+    """Wall seconds of each stage, summed over the runs; what was used again counts with the time that it took then."""
+    stages: dict[str, float] = {say("training"): 0.0, say("test curves"): 0.0}
+    for run in everything:
+        for row in run.timing():
+            stages["training" if row["stage"] == "train" else "test curves"] += row["seconds"]
+        for name, seconds in run.evaluation()["about"]["seconds"].items():
+            label = {
+                "pass": "ELBO",
+                "importance": say("importance sampling"),
+                "probes": say("encoding for probes"),
+                "metrics": say("probes"),
+            }[name]
+            stages[label] = stages.get(label, 0.0) + seconds
+    return stages
+
+
+def fingerprint(everything: Sequence[runs.Run], lang: str) -> str:
+    """What decides the report: every evaluation and log, the source that draws it, and its language."""
+    digest = hashlib.sha256(f"{runs.source_hash('.')} {lang}".encode())
+    for run in everything:
+        for name in ("config.json", "env.json", "metrics.jsonl", "evaluation.json", "per_image.safetensors"):
+            digest.update(runs.sha256(run.path / name).encode())
+        digest.update(json.dumps(run.loss_card()).encode())
+    return digest.hexdigest()
+
+
+def stamp(out: Path) -> str:
+    """The fingerprint of the report that is there."""
+    try:
+        return str(read_json(out / "report.json").get("fingerprint"))
+    except DataError:
+        return ""
