@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diabolo import cli, denoising, plots, training
+from diabolo import cli, denoising, training
 from diabolo.config import resolve
 from diabolo.data import Loader
 from diabolo.data.spec import Dataset, DataSpec, Split
@@ -112,6 +112,20 @@ def test_the_optimal_linear_denoiser_reaches_its_closed_form_error():
         assert cell.psnr > table.rows[method][1].psnr + 0.1, f"no method beats the best one: {method}"
     assert table.rows["nothing"][1].psnr == pytest.approx(table.rows[AS_IT_IS][1].psnr, abs=1e-4)
     assert str(table.crossings("optimal")).endswith("on") and table.crossings("optimal").first is False
+
+
+def test_a_model_restores_at_the_mean_of_its_code():
+    """A VAE's posterior has a spread, which must not show."""
+    net = {"name": "mlp", "width": 8}
+    config = {"latent": 2, "encoder": net, "posterior": {"name": "gaussian"}, "prior": {"name": "standard_normal"}}
+    config |= {"decoder": net, "likelihood": {"name": "gaussian"}}
+    torch.manual_seed(0)
+    model = build_model(config, DataSpec(name="known", shape=(1, SIDE, SIDE), values="grey")).eval()
+    x = images(5)
+    with torch.no_grad():
+        expected = model.decoder(model.encode(x).mean)
+        assert torch.allclose(denoising.restore(model, x), expected, atol=1e-6)
+        assert (model(x).likelihood.mean[0] - expected).abs().max() > 1e-3, "a drawn code would be seen"
 
 
 # ------------------------------------------------------------------------------------------------ noise and tuning
@@ -309,6 +323,28 @@ def test_what_does_not_fit_is_refused(dae, levels, words, code, message, capsys)
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_noisy_grey_levels_are_not_drawn_as_black_and_white(tmp_path, capsys):
+    data = tiny_images(40, (1, 12, 12), binarize=True)
+    config = resolve("dae", [*SMALL, "train.epochs=1"]).config
+    run = training.train(config, out=tmp_path / "run", data=data, device="cpu")
+    levels = torch.full((2, 1, 12, 12), 77, dtype=torch.uint8).numpy()
+    np.save("in.npy", levels)
+    Image.fromarray(levels[0, 0]).save("in.png")
+    for name in ("in.npy", "in.png"):
+        assert say("denoise", run.path, name, f"{name}.npy", "--device", "cpu") == 0
+        told = capsys.readouterr().out
+        assert "taken as grey" in told and "drawn" not in told
+        with torch.no_grad():
+            expected = run.model().reconstruct(torch.from_numpy(levels[:1]).float() / 255).mean[0]
+        assert np.array_equal(np.load(f"{name}.npy")[:1], (expected * 255).round().byte().numpy())
+    assert say("denoise", run.path, "in.npy", "out.npy", "--noise", "masking", "--device", "cpu") == 0
+    assert "drawn so, by their levels" in capsys.readouterr().out
+    drawn = torch.cat([
+        batch.x for batch in denoising.noisy_examples(run, tmp_path / "in.npy", True).loader().ordered(9)
+    ])
+    assert drawn.unique().tolist() == [0, 1]
+
+
 def test_real_numbers_have_no_black_to_mask(tmp_path):
     from known import tiny_vectors
 
@@ -329,16 +365,3 @@ def test_real_numbers_have_no_black_to_mask(tmp_path):
 def saved(path, array):
     np.save(path, array)
     return path
-
-
-# ------------------------------------------------------------------------------------------------ figures
-def test_the_figures_leave_out_what_is_not_finite_and_draw_the_same_every_time():
-    curves = [
-        plots.Curve(0, (0.0, 0.1, 0.2), (math.inf, 20.0, 14.0), dashed=True, errors=(0.0, 0.1, 0.1)),
-        plots.Curve(1, (0.0, 0.1, 0.2), (16.0, 15.0, 14.5)),
-    ]
-    for draw in (plots.noise_curves, plots.spectra):
-        figure = draw(curves)
-        assert plots.svg(figure, "k", "label") == plots.svg(draw(curves), "k", "label")
-    drawn = [line.get_xdata() for line in plots.noise_curves(curves).axes[0].lines]
-    assert [0.1, 0.2] in [list(x) for x in drawn] and [0.0, 0.1, 0.2] in [list(x) for x in drawn]
