@@ -114,6 +114,20 @@ def test_the_optimal_linear_denoiser_reaches_its_closed_form_error():
     assert str(table.crossings("optimal")).endswith("on") and table.crossings("optimal").first is False
 
 
+def test_a_model_restores_at_the_mean_of_its_code():
+    """A VAE's posterior has a spread, which must not show."""
+    net = {"name": "mlp", "width": 8}
+    config = {"latent": 2, "encoder": net, "posterior": {"name": "gaussian"}, "prior": {"name": "standard_normal"}}
+    config |= {"decoder": net, "likelihood": {"name": "gaussian"}}
+    torch.manual_seed(0)
+    model = build_model(config, DataSpec(name="known", shape=(1, SIDE, SIDE), values="grey")).eval()
+    x = images(5)
+    with torch.no_grad():
+        expected = model.decoder(model.encode(x).mean)
+        assert torch.allclose(denoising.restore(model, x), expected, atol=1e-6)
+        assert (model(x).likelihood.mean[0] - expected).abs().max() > 1e-3, "a drawn code would be seen"
+
+
 # ------------------------------------------------------------------------------------------------ noise and tuning
 def test_the_noise_of_an_image_depends_on_its_place_alone_and_not_on_the_level():
     x = images(6)
@@ -139,8 +153,8 @@ def test_filters_are_tuned_on_the_other_split_and_never_on_the_test_images():
 
 
 def test_filters_work_within_an_image():
-    x = torch.zeros(2, 2, 9, 9)
-    x[0, 0] = 1
+    x = torch.zeros(3, 3, 9, 9)
+    x[1, 1] = 1
     for method in (denoising.gaussian_filter(2.0), denoising.median_filter(3)):
         assert torch.equal(method(x), x), "nothing leaks to another channel or image"
     spot = torch.zeros(1, 1, 9, 9)
@@ -307,6 +321,28 @@ def test_what_does_not_fit_is_refused(dae, levels, words, code, message, capsys)
     np.save("small.npy", levels[:, :, :4, :4])
     assert say("denoise", dae.path, *words, "--device", "cpu") == code
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_noisy_grey_levels_are_not_drawn_as_black_and_white(tmp_path, capsys):
+    data = tiny_images(40, (1, 12, 12), binarize=True)
+    config = resolve("dae", [*SMALL, "train.epochs=1"]).config
+    run = training.train(config, out=tmp_path / "run", data=data, device="cpu")
+    levels = torch.full((2, 1, 12, 12), 77, dtype=torch.uint8).numpy()
+    np.save("in.npy", levels)
+    Image.fromarray(levels[0, 0]).save("in.png")
+    for name in ("in.npy", "in.png"):
+        assert say("denoise", run.path, name, f"{name}.npy", "--device", "cpu") == 0
+        told = capsys.readouterr().out
+        assert "taken as grey" in told and "drawn" not in told
+        with torch.no_grad():
+            expected = run.model().reconstruct(torch.from_numpy(levels[:1]).float() / 255).mean[0]
+        assert np.array_equal(np.load(f"{name}.npy")[:1], (expected * 255).round().byte().numpy())
+    assert say("denoise", run.path, "in.npy", "out.npy", "--noise", "masking", "--device", "cpu") == 0
+    assert "drawn so, by their levels" in capsys.readouterr().out
+    drawn = torch.cat([
+        batch.x for batch in denoising.noisy_examples(run, tmp_path / "in.npy", True).loader().ordered(9)
+    ])
+    assert drawn.unique().tolist() == [0, 1]
 
 
 def test_real_numbers_have_no_black_to_mask(tmp_path):

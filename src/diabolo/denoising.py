@@ -43,6 +43,8 @@ SIGMAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4, 1.7, 2.0, 2.5, 
 SIDES = (1, 3, 5, 7)
 #: How far noise may reach beyond [0, 1] in a file of one's own: Gaussian noise of 0.8 does so once in 3.5 million values.
 _REACH = 4.0
+#: What a reading says of pixels that it draws.
+_DRAWN = "; drawn as Bernoulli(k/255)"
 _DECIBEL = 10 / math.log(10)
 
 
@@ -295,19 +297,18 @@ def trained_noise(run: Run) -> tuple[str, float] | None:
     return None if kind == "none" else (kind, float(objective["level"]))
 
 
-def noisy_examples(run: Run, path: Path) -> Examples:
-    """The examples of a file or folder, read as the run's data were, but for one thing: floating-point numbers of a NumPy file
-    may reach beyond [0, 1], as images with Gaussian noise do, and are then taken as given.
+def noisy_examples(run: Run, path: Path, clean: bool = False) -> Examples:
+    """The examples of a file or folder, read as the run's data were, but for two things.
+
+    Floating-point numbers of a NumPy file may reach beyond [0, 1], as images with Gaussian noise do, and are then taken as given.
+    For a run of binarized pixels only `clean` grey levels are drawn as black or white; noisy ones are taken as they are.
 
     Raises:
         DataError: if they cannot be read, do not fit the run, or reach too far to be images in [0, 1] with noise.
     """
     spec = spec_from_dict(run.env["data"]["spec"])
-    if path.suffix.lower() not in {".npy", ".npz"} or spec.values == "real":
-        return examples(run, path, "test")
-    array = read_array(path)
-    if array.dtype.kind != "f" or not array.size or not np.isfinite(array).all() or not _beyond(array):
-        return examples(run, path, "test")
+    if spec.values == "real" or not (array := _floats(path)).size or not _beyond(array):
+        return _as_trained(run, examples(run, path, "test"), clean)
     low, high = float(array.min()), float(array.max())
     if low < -_REACH or high > 1 + _REACH:
         why = f"Values from {low:g} to {high:g} are no images in [0, 1] with noise."
@@ -319,6 +320,21 @@ def noisy_examples(run: Run, path: Path) -> Examples:
     return Examples(
         dataset, "test", str(path), f"{dataset.note}: values from {low:.2f} to {high:.2f}, black 0, white 1"
     )
+
+
+def _as_trained(run: Run, found: Examples, clean: bool) -> Examples:
+    """Say what becomes of grey levels where a run knows black and white only."""
+    if not found.dataset.binarize:
+        return found
+    how = f"the run's pixels are black or white: these are {'drawn so, by their levels' if clean else 'taken as grey'}"
+    note = f"{found.note.removesuffix(_DRAWN)}; {how}"
+    return replace(found, dataset=replace(found.dataset, binarize=clean), note=note)
+
+
+def _floats(path: Path) -> NDArray[Any]:
+    """The array of a NumPy file of finite floating-point numbers; an empty one for any other file."""
+    array = read_array(path) if path.suffix.lower() in {".npy", ".npz"} else np.empty(0)
+    return array if array.dtype.kind == "f" and np.isfinite(array).all() else np.empty(0)
 
 
 def _beyond(array: NDArray[Any]) -> bool:

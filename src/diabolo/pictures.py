@@ -85,4 +85,5 @@ def filters(model: Autoencoder, n: int) -> Tensor:
     order = first.weight.norm(dim=1).argsort(descending=True, stable=True)
     rows = first.weight[order[:n]].cpu()
     largest = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-    return (0.5 + 0.5 * rows / largest).unflatten(1, shape)
+    shown: Tensor = (0.5 + 0.5 * rows / largest).unflatten(1, shape)
+    return shown

@@ -323,42 +323,6 @@ def dimension_bars(kl: Sequence[float], y: str, series: int = 0) -> Figure:
     return figure
 
 
-def noise_curves(curves: Sequence[Curve], x: str = "noise level", y: str = "PSNR, dB") -> Figure:
-    """Draws a quality against the noise level; dashed is what needs no model. Points that are not finite are left out."""
-    figure, axes = _axes(6.4, 3.8, x, y)
-    for c in curves:
-        kept = [i for i, value in enumerate(c.y) if math.isfinite(value)]
-        axes.errorbar(
-            [c.x[i] for i in kept],
-            [c.y[i] for i in kept],
-            yerr=None if c.errors is None else [c.errors[i] for i in kept],
-            color=colour(c.series),
-            linestyle="--" if c.dashed else "-",
-            linewidth=1.8,
-            marker=MARKERS[c.series % len(MARKERS)],
-            markersize=4,
-            capsize=2,
-        )
-    return figure
-
-
-def spectra(curves: Sequence[Curve]) -> Figure:
-    """Draws mean singular values of the code's Jacobian, largest first, on a logarithmic axis."""
-    figure, axes = _axes(6.4, 3.6, "singular value, largest first", "mean over images")
-    axes.set_yscale("log")
-    for c in curves:
-        axes.plot(
-            c.x,
-            c.y,
-            color=colour(c.series),
-            linewidth=1.8,
-            marker=MARKERS[c.series % len(MARKERS)] if len(c.x) <= 40 else None,
-            markersize=4,
-        )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
-
-
 @dataclass(frozen=True)
 class Panel:
     """A picture of the plane: data (n, 2), the true curve (m, 2), and on top points, a line, or arrows (k, 2) from `origins`."""
@@ -399,10 +363,10 @@ def _plane(axes: Axes, panel: Panel, side: float, shade: str) -> None:
     axes.set_title(panel.title, fontsize=11)
     axes.set_aspect("equal")
     axes.set(xlim=(-side, side), ylim=(-side, side), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
-    axes.scatter(*panel.data.T, s=6, color=colour(7), linewidths=0, alpha=0.5, rasterized=True)
+    axes.scatter(panel.data[:, 0], panel.data[:, 1], s=6, color=colour(7), linewidths=0, alpha=0.5, rasterized=True)
     axes.plot(*panel.curve.T, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
     if panel.points is not None:
-        axes.scatter(*panel.points.T, s=7, color=shade, linewidths=0, alpha=0.8, rasterized=True)
+        axes.scatter(panel.points[:, 0], panel.points[:, 1], s=7, color=shade, linewidths=0, alpha=0.8, rasterized=True)
     if panel.line is not None:
         axes.plot(*panel.line.T, color=shade, linewidth=2.2)
     if panel.origins is not None and panel.arrows is not None:

@@ -39,7 +39,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
         "contractive",
         ("model.latent=2", "activation=relu", "objective.jacobian=hutchinson", "objective.contractive=10"),
     ),
-    "VAE": ("vae", ("model.latent=1", "activation=relu", "objective.warmup_steps=200")),
+    "VAE": ("vae", ("model.latent=1", "activation=tanh", "objective.warmup_steps=200")),
 }
 #: How many test points are reconstructed and samples drawn to be measured, and how many of them a picture shows.
 MEASURED, SHOWN = 2000, 400

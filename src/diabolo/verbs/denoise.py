@@ -51,7 +51,7 @@ def denoise(
     from diabolo.runs import Run
 
     opened = Run(run)
-    given = denoising.noisy_examples(opened, source)
+    given = denoising.noisy_examples(opened, source, clean=noise != "none")
     _check_pictures(opened, given, out)
     found = denoising.denoise(opened, given, noise, level, seed=seed, device=pick_device(device))
     _write(opened, found, out)
