@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
+from diabolo import choices, listings, registry, verbs
 from diabolo import config as configuration
-from diabolo import listings, registry, verbs
 from diabolo.data.access import Access
 from diabolo.errors import DiaboloError, UsageError, did_you_mean
 from diabolo.listings import megabytes
@@ -31,6 +32,7 @@ from diabolo.options import say as _say
 from diabolo.progress import Progress
 
 if TYPE_CHECKING:
+    from diabolo.data import Dataset
     from diabolo.runs import Run
 
 app = App(
@@ -108,7 +110,10 @@ def reproduce(
 @app.command
 def train(
     preset: Annotated[
-        str | None, Parameter(help="A preset (see `diabolo list`), or the config.json of a run to repeat.")
+        str | None,
+        Parameter(
+            help="A preset (see `diabolo list`), folder:PATH with your own images, or a run's config.json to repeat."
+        ),
     ] = None,
     /,
     *overrides: Override,
@@ -124,31 +129,38 @@ def train(
     as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> int:
-    """Train a preset, then evaluate it and write its report; seed=0,1,2 makes one run each."""
+    """Train a preset, then evaluate it and write its report; seed=0,1,2 makes one run each.
+
+    For folder:PATH the preset and what fits the folder are chosen, and printed as the command that repeats the run.
+    """
     _import(import_)
+    access = options.access()
+    choice = _choice(preset, overrides, out, resume)
+    if choice:
+        preset, overrides = choices.PRESET, choice.overrides
     plans = _train_plans(preset, overrides, out, resume)
-    options.access()
+    data = choice.dataset(_say) if choice else None
     from diabolo import training
 
-    finished = []
+    finished, measured = [], []
     with _progress() as progress:
         for config, place in plans:
             if config is None:
-                run = training.resume(place, access=options.access(), device=device, progress=progress)
+                run = training.resume(place, access=access, device=device, progress=progress)
             else:
-                run = training.train(config, out=place, access=options.access(), device=device, progress=progress)
-            if evaluate_after:
-                _evaluate(run, {}, options, device, progress)
-                _report(run, options)
+                run = training.train(config, out=place, data=data, access=access, device=device, progress=progress)
+            if evaluate_after and _measurable(run):
+                _evaluate(run, {}, options, device, progress, data)
+                _report(run, options, data)
+                measured.append(run)
             finished.append(run)
     if as_json:
-        print(json.dumps({str(run.path): run.evaluation() if evaluate_after else run.status for run in finished}))
+        print(json.dumps({str(run.path): run.evaluation() if run in measured else run.status for run in finished}))
         return 0
-    if evaluate_after:
-        _print_evaluations(finished)
+    _print_evaluations(measured)
     for run in finished:
         print(f"run: {run.path}")
-        if evaluate_after:
+        if run in measured:
             print(f"report: {run.path / 'report.html'}")
     return 0
 
@@ -248,15 +260,16 @@ def list_(*, as_json: Json = False) -> int:
 
 @app.command(name="config")
 def config_(
-    preset: str,
+    preset: Annotated[str, Parameter(help="A preset, folder:PATH, or a run's config.json.")],
     /,
     *overrides: Override,
     import_: Imports = (),
     as_json: Json = False,
 ) -> int:
-    """Print the resolved configuration, each value with its origin."""
+    """Print the resolved configuration, each value with its origin; of folder:PATH, what would be chosen."""
     _import(import_)
-    resolved = _resolve(preset, overrides)
+    choice = _choice(preset, overrides)
+    resolved = choice.resolved() if choice else _resolve(preset, overrides)
     if as_json:
         print(json.dumps(resolved.config.to_dict(), indent=1))
         return 0
@@ -343,7 +356,7 @@ def data_check(path: Path, /, *, as_json: Json = False) -> int:
         print(reading.note())
         for name, reason in reading.found.skipped:
             print(f"skipped  {name}  {reason}")
-        print(f"Train on it with: diabolo train vae data=folder:{path}" if reading.tolerable else _INTOLERABLE)
+        print(f"Train on it with: diabolo train {shlex.quote(f'folder:{path}')}" if reading.tolerable else _INTOLERABLE)
     return 0 if reading.tolerable else 3
 
 
@@ -368,7 +381,7 @@ def _train_plans(
         raise UsageError(
             "train needs a preset",
             f"There are: {', '.join(configuration.preset_names())}.",
-            "For example: diabolo train vae",
+            "For example: diabolo train vae, or your own images with: diabolo train folder:PATH",
         )
     seeds = next((text.partition("=")[2].split(",") for text in overrides if text.startswith("seed=")), None)
     if not seeds or len(seeds) == 1:
@@ -384,29 +397,58 @@ def _train_plans(
     return [(config, out and out / f"seed-{config.seed}") for config in configs]
 
 
+def _choice(
+    word: str | None, overrides: Sequence[str], out: Path | None = None, resume: Path | None = None
+) -> choices.Choice | None:
+    """What is chosen for folder:PATH, and said; None for any other word. Wrong words are refused before the folder is read."""
+    if word is None or not choices.is_folder(word) or resume:
+        return None
+    _train_plans(choices.PRESET, [f"data={word}", *overrides], out, None)
+    choice = choices.for_folder(word, overrides, _say)
+    _say(f"chosen for {choices.facts_of(choice.reading)}, and repeated by:")
+    _say(f"  {choice.command}")
+    return choice
+
+
+def _measurable(run: Run) -> bool:
+    """Whether the test split has a standard error; where it has none, say what can be looked at instead."""
+    if run.env["data"]["splits"]["test"] > 1:
+        return True
+    _say("not evaluated, and no report: the test split has one example, and one example has no standard error")
+    _say(f"  the run is kept; look at: diabolo reconstruct {shlex.quote(str(run.path))} --split train")
+    return False
+
+
 def _resolve(preset: str, overrides: Sequence[str]) -> configuration.Resolved:
     if preset.endswith(".json"):
         return configuration.from_dict(configuration.read_json(Path(preset)), overrides)
     return configuration.resolve(preset, overrides)
 
 
-def _evaluate(run: Run, given: dict[str, Any], options: DataOptions, device: str, progress: Progress) -> dict[str, Any]:
+def _evaluate(
+    run: Run,
+    given: dict[str, Any],
+    options: DataOptions,
+    device: str,
+    progress: Progress,
+    dataset: Dataset | None = None,
+) -> dict[str, Any]:
     from diabolo import evaluation
 
     progress.say(f"evaluating {run.path} on the {given.get('split', 'test')} split")
     return evaluation.evaluate(
-        run, evaluation.Settings(**given), access=options.access(), device=device, progress=progress
+        run, evaluation.Settings(**given), data=dataset, access=options.access(), device=device, progress=progress
     )
 
 
-def _report(run: Run, options: DataOptions) -> Path:
+def _report(run: Run, options: DataOptions, dataset: Dataset | None = None) -> Path:
     from diabolo import data
     from diabolo.pictures import pictures
     from diabolo.report import write_run_report
 
     if run.config.data.name == "tensor":  # in memory when it was trained: no pictures of it can be drawn now
         return write_run_report(run, None, classes=run.env["data"]["spec"]["classes"])
-    dataset = data.load(run.config.data.name, run.config.data.params, options.access())
+    dataset = dataset or data.load(run.config.data.name, run.config.data.params, options.access())
     shown = pictures(run.model(), dataset) if len(dataset.spec.shape) == 3 else None
     return write_run_report(run, shown, classes=dataset.spec.classes)
 

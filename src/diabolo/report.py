@@ -103,7 +103,9 @@ def _facts(reading: Reading, **changed: str) -> Facts:
     about = reading.about
     given = {"split": about["split"], "unit": reading.unit, "n": f"{about['n']:,}"} | changed
     data = f"{about['data']}, {about['values']} pixels" if about["values"] != "real" else about["data"]
-    return Facts(data=data, likelihood=about["likelihood"], normalised=reading.normalised, **given)
+    sigma = about.get("sigma")  # of a Gaussian with one standard deviation
+    likelihood = about["likelihood"] + ("" if sigma is None else f" with sigma = {sigma:.4g}")
+    return Facts(data=data, likelihood=likelihood, normalised=reading.normalised, **given)
 
 
 @dataclass(frozen=True)
