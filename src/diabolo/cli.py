@@ -403,6 +403,7 @@ def _choice(
     """What is chosen for folder:PATH, and said; None for any other word. Wrong words are refused before the folder is read."""
     if word is None or not choices.is_folder(word) or resume:
         return None
+    choices.refuse_other_data(word, overrides)
     _train_plans(choices.PRESET, [f"data={word}", *overrides], out, None)
     choice = choices.for_folder(word, overrides, _say)
     _say(f"chosen for {choices.facts_of(choice.reading)}, and repeated by:")
