@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import logging
 import math
@@ -18,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from diabolo import choices, cli, evaluation, runs
+from diabolo import choices, cli, evaluation, report, runs
 from diabolo.choices import Facts, choose
 from diabolo.config import resolve
 from diabolo.data import images
@@ -257,11 +259,24 @@ def test_a_wrong_word_is_refused_before_the_folder_is_read(say, words, said, mon
     assert (code, out) == (2, "") and said in err, err
 
 
-# ------------------------------------------------------------------------------------------------ sigma
+# ------------------------------------------------------------------------------------------------ the report
+@pytest.mark.parametrize(("side", "columns", "shown"), [(32, 8, 64), (33, 4, 32), (64, 4, 32)])
+def test_large_images_are_drawn_large(side, columns, shown):
+    whole = torch.rand(70, 3, side, side)
+    cut = report._that_fit(report.Pictures(real=whole, reconstructed=whole, generated=whole))
+    panels = report._grids("x", cut)
+    assert len(panels) == 3 and f"{shown} real" in panels[0].alt and f"{shown} images" in panels[2].alt
+    for panel in panels:
+        with Image.open(io.BytesIO(base64.b64decode(panel.image.partition(",")[2]))) as image:
+            assert image.size == (columns * (side + 1) - 1, 8 * (side + 1) - 1)
+        assert panel.fine == (side > 32)
+
+
 def test_the_report_names_the_sigma_of_the_likelihood(say, quick, tmp_path):
     root = folder_of(tmp_path / "images", 30)
     assert say("train", f"folder:{root}", *SMALL, "--out", "run", "--device", "cpu")[0] == 0
     run = runs.Run("run")
     sigma = math.sqrt(load_file("run/weights.safetensors")["likelihood.variance"].item())
     assert run.evaluation()["about"]["sigma"] == sigma
-    assert f"gaussian_optimal with sigma = {sigma:.4g}" in Path("run/report.html").read_text(encoding="utf-8")
+    assert f"gaussian_optimal with sigma = {sigma:.4g}" in (page := Path("run/report.html").read_text(encoding="utf-8"))
+    assert "data: folder, RGB pixels" in page and "30 images read as RGB levels" in page

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from diabolo import plots, tables
+from diabolo.listings import kind_of_values
 from diabolo.runs import Run, write_bytes
 from diabolo.tables import Reading
 
@@ -102,7 +103,8 @@ class Facts:
 def _facts(reading: Reading, **changed: str) -> Facts:
     about = reading.about
     given = {"split": about["split"], "unit": reading.unit, "n": f"{about['n']:,}"} | changed
-    data = f"{about['data']}, {about['values']} pixels" if about["values"] != "real" else about["data"]
+    values = kind_of_values(about["values"], reading.env["data"]["spec"]["shape"])
+    data = f"{about['data']}, {values} pixels" if values != "real" else about["data"]
     sigma = about.get("sigma")  # of a Gaussian with one standard deviation
     likelihood = about["likelihood"] + ("" if sigma is None else f" with sigma = {sigma:.4g}")
     return Facts(data=data, likelihood=likelihood, normalised=reading.normalised, **given)
@@ -116,6 +118,7 @@ class Panel:
     svg: Markup = Markup("")
     image: str = ""
     alt: str = ""
+    fine: bool = False  # an image of many pixels, to be scaled smoothly
 
 
 def _drawing(title: str, key: str, label: str, figure: Any) -> Panel:
@@ -206,20 +209,38 @@ def _k_curve(key: str, readings: Sequence[Reading]) -> Panel:
     return _drawing("", key, label, plots.sample_curves(curves, f"log p(x), {unit}"))
 
 
+#: Images with larger sides than this are drawn in fewer columns, so that no pixel is lost on the page.
+_SMALL_SIDE = 32
+
+
+def _columns(pictures: Pictures) -> int:
+    return 8 if pictures.real.shape[-1] <= _SMALL_SIDE else 4
+
+
+def _that_fit(pictures: Pictures) -> Pictures:
+    """The first eight rows: 64 small images, 32 large ones."""
+    n, generated = 8 * _columns(pictures), pictures.generated
+    return Pictures(
+        real=pictures.real[:n],
+        reconstructed=pictures.reconstructed[:n],
+        generated=None if generated is None else generated[:n],
+        seed=pictures.seed,
+    )
+
+
 def _grids(title: str, pictures: Pictures) -> list[Panel]:
-    n = len(pictures.real)
+    n, columns = len(pictures.real), _columns(pictures)
+
+    def grid(heading: str, images: Tensor, alt: str) -> Panel:
+        return Panel(heading, image=plots.image_grid(images, columns), alt=alt, fine=columns < 8)
+
     panels = [
-        Panel("Real", image=plots.image_grid(pictures.real), alt=f"{n} real test images"),
-        Panel(
-            "Reconstructed",
-            image=plots.image_grid(pictures.reconstructed),
-            alt=f"The same images, reconstructed by {title}",
-        ),
+        grid("Real", pictures.real, f"{n} real test images"),
+        grid("Reconstructed", pictures.reconstructed, f"The same images, reconstructed by {title}"),
     ]
     if pictures.generated is None:
         return panels
-    alt = f"{len(pictures.generated)} images from {title}"
-    return [*panels, Panel("Generated", image=plots.image_grid(pictures.generated), alt=alt)]
+    return [*panels, grid("Generated", pictures.generated, f"{len(pictures.generated)} images from {title}")]
 
 
 def _picture_facts(reading: Reading, pictures: Pictures) -> Facts:
@@ -366,6 +387,7 @@ def write_run_report(
     e = reading.evaluation
     grids = pictures is not None and pictures.real.ndim == 4 and pictures.real.shape[1] in (1, 3)
     architecture = _architecture("architecture", reading, pictures) if pictures is not None else None
+    pictures = _that_fit(pictures) if grids and pictures is not None else pictures
     return _write(
         "run.html.j2",
         out or run.path / "report.html",
