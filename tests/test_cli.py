@@ -476,7 +476,7 @@ def test_train_prints_results_on_stdout_and_progress_on_stderr(trained):
     assert f"report: {name}/report.html" in out
     assert "likelihood gaussian, n = 297" in out
     assert "epoch" not in out
-    assert [line[:9] for line in err.splitlines()] == ["epoch 1/2", "epoch 2/2", "evaluatin"]
+    assert [line[:9] for line in err.splitlines()] == ["loss: thi", "data: gre", "epoch 1/2", "epoch 2/2", "evaluatin"]
     assert "\x1b" not in out + err and "\r" not in out + err
 
 
@@ -488,6 +488,7 @@ def test_a_finished_run_holds_all_its_files_and_no_other(trained):
         "env.json",
         "status.json",
         "log.txt",
+        "loss_card.json",
         "metrics.jsonl",
         "timing.jsonl",
         "weights.safetensors",
@@ -933,6 +934,16 @@ def test_the_command_line_says_what_it_used_again_and_how_to_redo_it(mine, say):
     assert found["runs"][NAMES[0]] == runs.Run(mine / NAMES[0]).evaluation()
 
 
+def test_another_language_writes_the_report_anew_and_nothing_else(mine):
+    heard = Heard()
+    result = chapter.reproduce(mine, plan="smoke", device="cpu", progress=heard, lang="zh")
+    assert len(result.reused) == 12 and str(mine / "report.html") not in result.reused
+    assert heard.units == {}, "nothing was trained or evaluated"
+    assert '<html lang="zh-Hans">' in (mine / "report.html").read_text(encoding="utf-8")
+    again = chapter.reproduce(mine, plan="smoke", device="cpu", lang="zh")
+    assert str(mine / "report.html") in again.reused
+
+
 def test_another_evaluation_setting_evaluates_again_and_trains_nothing(mine, monkeypatch):
     changed = dataclasses.replace(STAND_IN, settings=dataclasses.replace(STAND_IN.settings, k=9))
     monkeypatch.setitem(chapter.PLANS, "smoke", changed)
@@ -1104,7 +1115,7 @@ def test_evaluating_on_other_data_is_refused(tmp_path):
     with pytest.raises(DataError, match="not those of"):
         diabolo.evaluate(run, noise(60, 6, 5) / 2)
     with pytest.raises((DataError, UsageError), match=r"tensor|memory|array"):
-        diabolo.evaluate(run)
+        diabolo.evaluate(run.path)
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "report", "resume"])

@@ -32,6 +32,7 @@ from diabolo.evaluation import Settings, evaluate
 from diabolo.metrics import importance_log_weights, keyed_inference, mean_terms
 from diabolo.models.build import build_model, build_objective, check_objective
 from diabolo.models.objectives import ELBO
+from diabolo.probing import StandIn
 from diabolo.progress import Progress
 from diabolo.report import write_run_report
 from diabolo.training import Average, InterruptedRun, Trainer, resume, train
@@ -252,6 +253,8 @@ def strict(text: str) -> Any:
 ELSEWHERE = {
     ("dataset", "tensor"): "test_examples_of_ones_own_from_python",
     ("dataset", "fashion-mnist"): "test_data_debian.test_fashion_mnist_is_fashion_mnist",
+    ("dataset", "cifar10"): "test_data_cifar.test_records_become_splits",
+    ("dataset", "spiral"): "test_toy.test_points_lie_around_the_curve_as_far_as_sigma_says",
     ("dataset", "folder"): "test_data_folder.test_a_folder_is_trained_evaluated_and_reported",
 }
 
@@ -780,6 +783,8 @@ def planted(monkeypatch: pytest.MonkeyPatch, steps: set[int], where: str) -> lis
     plain = ELBO.__call__
 
     def poisoned(self: ELBO, model: Any, x: Tensor, y: Tensor | None = None, step: int = 0) -> dict[str, Tensor]:
+        if isinstance(model, StandIn):  # the loss card asks, too
+            return plain(self, model, x, y, step)
         seen.append({name: t.clone() for name, t in model.state_dict().items()})
         terms = plain(self, model, x, y, step)
         if step in steps:

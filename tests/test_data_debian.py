@@ -15,7 +15,7 @@ import pytest
 import fault_server as faults
 from diabolo.data import Access, debian, load, sources
 from diabolo.data.catalogue import FASHION_MNIST, Debian
-from diabolo.data.fetching import Failed
+from diabolo.data.placing import Failed
 from diabolo.errors import DataError, UsageError
 from stand_in import stand_in
 
@@ -41,9 +41,10 @@ def deb(data: bytes, name: str = "data.tar.xz") -> bytes:
 
 
 def packed(contents: dict[str, bytes], **extra: bytes) -> bytes:
-    """A tar as Debian's: the files' .gz, compressed anew and without a name in the header."""
+    """A tar as Debian's: the files' .gz, compressed anew and without a name in the header, behind `extra` members."""
     inside = [faults.member(f".{PACKAGE.folder}/{name}.gz", gzip.compress(body, 1)) for name, body in contents.items()]
-    return faults.tar([faults.member("./usr/share/doc/readme", b"x" * 99), *inside])
+    before = [faults.member(name, body) for name, body in extra.items()]
+    return faults.tar([*before, faults.member("./usr/share/doc/readme", b"x" * 99), *inside])
 
 
 def names(folder: Path) -> set[str]:
@@ -105,7 +106,7 @@ def hostile(contents: dict[str, bytes]) -> dict[str, bytes]:
         "wrong content": deb(lzma.compress(packed({**contents, name: body[:-1] + b"\x00"}))),
         "a gz bomb": deb(lzma.compress(packed({**contents, name: body + bytes(10**7)}))),
         "no gz": deb(lzma.compress(faults.tar([faults.member(wanted, body)]))),
-        "an xz bomb before": deb(lzma.compress(faults.tar([faults.member("zeros", bytes(1 << 23))]) + right)),
+        "an xz bomb before": deb(lzma.compress(packed(contents, zeros=bytes(1 << 23)))),
     }
 
 

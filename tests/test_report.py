@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diabolo import report, tables
-from diabolo.chapters import mnist_notes
+from diabolo.chapters import mnist_notes, mnist_story
+from diabolo.chapters.mnist_article import PUBLISHED
 from diabolo.errors import DataError
 
 HOSTILE = "<script>alert(1)</script>"
@@ -45,6 +46,9 @@ class FakeRun:
 
     def evaluation(self):
         return self._json("evaluation.json")
+
+    def loss_card(self):
+        return self._json("loss_card.json") if (self.path / "loss_card.json").exists() else None
 
     def per_image(self):
         return load_file(self.path / "per_image.safetensors")
@@ -161,7 +165,11 @@ def make_fake_run(folder, name, *, normalised, width=400, latent=20, seed=0, n=2
         "torch": "2.13.0",
         "platform": "Linux",
         "processor": "a CPU",
-        "data": {"spec": {"shape": [1, 28, 28]}, "hashes": {"train-images": "a" * 64, "test-images": "b" * 64}, "note": "as given"},
+        "data": {
+            "spec": {"shape": [1, 28, 28]},
+            "hashes": {"train-images": "a" * 64, "test-images": "b" * 64},
+            "note": "as given",
+        },
         "cores": 2,
         "threads": 2,
         "device": "cpu",
@@ -183,6 +191,9 @@ def make_fake_run(folder, name, *, normalised, width=400, latent=20, seed=0, n=2
             })
     timing = [{"step": 469 * e, "epoch": e, "seconds": 2.4, "stage": "train"} for e in range(1, 11)]
     written = {"config": config, "env": env, "status": {"state": "finished"}, "evaluation": evaluation}
+    if not normalised:  # the others are of a time before there were cards
+        rows_of_card = [["Loss", f"loss = {HOSTILE}"], ["sigma^2", f"{latent} squared"]]
+        written["loss_card"] = {"when": "at the first step", "headline": f"a bound, {latent}", "rows": rows_of_card}
     for file, content in written.items():
         (path / f"{file}.json").write_text(json.dumps(content), encoding="utf-8")
     for file, lines in (("metrics", rows), ("timing", timing)):
@@ -207,7 +218,7 @@ def make_conventions(folder, classes=(), n=200):
             sizes = {"width": width, "latent": latent, "elbo": elbo, "n": n}
             run = make_fake_run(folder, f"model{i + 1}-{key}", normalised=normalised, seed=i + 7 * normalised, **sizes)
             title = f"Model {i + 1}"
-            published = {} if normalised else mnist_notes.PUBLISHED[title]
+            published = {} if normalised else PUBLISHED[title]
             entries.append(report.Entry(title, run, make_pictures(i, 16), published))
         title = "Binarised images" if normalised else "Grey levels, as in the article"
         conventions.append(report.Convention(key, title, entries, classes))
@@ -218,7 +229,7 @@ STAGES = {"data": 1.5, "training": 144.0, "evaluation": 52.0, "report": 9.0}
 
 
 def write(folder, conventions):
-    story = mnist_notes.story(conventions)
+    story = mnist_story.story(conventions)
     return report.write_chapter_report(conventions, story, folder / "out" / "report.html", STAGES)
 
 
@@ -267,6 +278,22 @@ def chapter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chapter")
     conventions = make_conventions(folder, classes=[*"012345678", HOSTILE])
     return conventions, Page(write(folder, conventions))
+
+
+def test_what_the_loss_is_stands_once_for_the_models_that_share_it(chapter):
+    _, page = chapter
+    inside = [e for e in page.elements if "loss" in e.inside]
+    captions = [e.text for e in inside if e.tag == "caption"]
+    assert captions == ["Model 1, Model 2: a bound, 20", "Model 3: a bound, 10"]
+    assert [e.text for e in inside if e.tag == "td"] == [
+        f"loss = {HOSTILE}",
+        "20 squared",
+        f"loss = {HOSTILE}",
+        "10 squared",
+    ]
+    told = [e.text for e in inside if e.tag == "p"]
+    assert "at the first step" in told[0]
+    assert [text.startswith("Model 1, Model 2, Model 3: not recorded") for text in told] == [False, True]
 
 
 def test_every_caption_says_data_split_likelihood_unit_and_n(chapter):
@@ -396,7 +423,7 @@ def test_same_inputs_same_bytes(tmp_path):
 def test_a_missing_evaluation_fails_and_names_the_command(tmp_path, file):
     conventions = make_conventions(tmp_path, n=100)
     run = conventions[1].entries[2].run
-    story = mnist_notes.story(conventions)
+    story = mnist_story.story(conventions)
     (run.path / file).unlink()
     with pytest.raises(DataError, match=f"diabolo evaluate .*{run.path.name}"):
         report.write_chapter_report(conventions, story, tmp_path / "report.html", STAGES)

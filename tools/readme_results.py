@@ -142,7 +142,7 @@ def rewritten(text: str, language: str, chapter: Path) -> str:
     blocks: dict[str, Callable[[], str]] = {"presets": lambda: preset_table(language)}
     evaluations = read_evaluations(chapter)
     if evaluations:
-        from diabolo.chapters.mnist_notes import PUBLISHED
+        from diabolo.chapters.mnist_article import PUBLISHED
 
         blocks["results"] = lambda: results(evaluations, PUBLISHED, language)
     for name, content in blocks.items():

@@ -22,7 +22,7 @@ from diabolo import evaluation, runs, tables, training
 from diabolo.config import resolve
 from diabolo.data import Access, Dataset, from_tensor, sources
 from diabolo.data.catalogue import Collection, File
-from diabolo.data.mnist import read_idx
+from diabolo.data.stored import read_levels
 from diabolo.errors import DiaboloError
 from diabolo.progress import Progress
 
@@ -149,7 +149,7 @@ def tampered(root: Path) -> Numbers:
     (root / "cache" / "tiny" / "levels").write_bytes(header + bytes(range(8)))
     collection, access = Collection("tiny", "", (file,), ("https://localhost/",)), Access(root / "cache", offline=True)
     return {
-        "mean level": refusable(lambda: read_idx(sources.fetch(collection, access)[0], file).double().mean().item())
+        "mean level": refusable(lambda: read_levels(sources.fetch(collection, access)[0], file).double().mean().item())
     }
 
 

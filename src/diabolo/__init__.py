@@ -1,6 +1,7 @@
 """diabolo: the workbench for autoencoders and variational autoencoders.
 
-Public names: `train`, `evaluate`, `load`, `build_model`, `presets`, `register`. Importing the package imports no torch.
+Public names: `train`, `resume`, `evaluate`, `load`, `Run`, `build_model`, `presets`, `register`. Importing the package imports no
+torch.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from diabolo.config import preset_names as presets
 from diabolo.registry import register
 
 if TYPE_CHECKING:
-    from diabolo.api import build_model, evaluate, load, train
+    from diabolo.api import build_model, evaluate, load, resume, train
+    from diabolo.results import Run
 
-__all__ = ["build_model", "evaluate", "load", "presets", "register", "train"]
+__all__ = ["Run", "build_model", "evaluate", "load", "presets", "register", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"build_model", "evaluate", "load", "train"}:
+    if name in {"build_model", "evaluate", "load", "resume", "train"}:
         return getattr(import_module("diabolo.api"), name)
+    if name == "Run":
+        return import_module("diabolo.results").Run
     raise AttributeError(f"module 'diabolo' has no attribute {name!r}")

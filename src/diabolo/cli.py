@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -20,12 +21,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from diabolo import choices, listings, registry, verbs
+from diabolo import choices, durations, language, listings, registry, verbs
 from diabolo import config as configuration
 from diabolo.data.access import Access
 from diabolo.errors import DiaboloError, UsageError, did_you_mean
 from diabolo.listings import megabytes
-from diabolo.options import DataOptions, Device, Imports, Json, Override, RunPath
+from diabolo.options import DataOptions, Device, Imports, Json, Lang, Override, RunPath
 from diabolo.options import existing_run as _existing_run
 from diabolo.options import import_modules as _import
 from diabolo.options import say as _say
@@ -33,6 +34,7 @@ from diabolo.progress import Progress
 
 if TYPE_CHECKING:
     from diabolo.data import Dataset
+    from diabolo.evaluation import Settings
     from diabolo.runs import Run
 
 app = App(
@@ -61,6 +63,7 @@ def reproduce(
         Path | None, Parameter(help="Where to; runs/reproduce/CHAPTER (runs/smoke/CHAPTER with --smoke).")
     ] = None,
     device: Device = "auto",
+    lang: Lang = "en",
     as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> int:
@@ -73,6 +76,7 @@ def reproduce(
         raise UsageError(f"unknown chapter {chapter!r}", did_you_mean(chapter, sorted(CHAPTERS)))
     if full and smoke:
         raise UsageError("--full and --smoke exclude each other")
+    language.check(lang)
     about = CHAPTERS[chapter]
     out = out or Path("runs") / ("smoke" if smoke else "reproduce") / chapter
     cached = _is_cached(chapter, options.access())
@@ -87,6 +91,7 @@ def reproduce(
             access=options.access(),
             device=device,
             progress=progress,
+            lang=lang,
         )
     if as_json:
         print(
@@ -121,11 +126,18 @@ def train(
         Path | None, Parameter(help="The run directory; runs/PRESET-N where left out. Never overwritten.")
     ] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this run instead of starting one.")] = None,
+    time: Annotated[
+        str | None, Parameter(help="Stop each run in good order after 90s, 5m or 1h30m of training in this process.")
+    ] = None,
+    smoke: Annotated[
+        bool, Parameter(help="A few steps and small K: does everything run? Numbers mean nothing.")
+    ] = False,
     import_: Imports = (),
     evaluate_after: Annotated[
         bool, Parameter(name="--evaluate", negative="--no-evaluate", help="Evaluate on the test split and report.")
     ] = True,
     device: Device = "auto",
+    lang: Lang = "en",
     as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> int:
@@ -134,24 +146,29 @@ def train(
     For folder:PATH the preset and what fits the folder are chosen, and printed as the command that repeats the run.
     """
     _import(import_)
-    access = options.access()
+    language.check(lang)
+    if smoke:
+        overrides = _smoke_overrides(overrides, time, resume)
+    access, limit = options.access(), math.inf if time is None else durations.seconds(time)
     choice = _choice(preset, overrides, out, resume)
     if choice:
         preset, overrides = choices.PRESET, choice.overrides
     plans = _train_plans(preset, overrides, out, resume)
     data = choice.dataset(_say) if choice else None
-    from diabolo import training
+    from diabolo import evaluation, training
 
     finished, measured = [], []
     with _progress() as progress:
         for config, place in plans:
+            how: dict[str, Any] = {"access": access, "device": device, "progress": progress, "seconds": limit}
             if config is None:
-                run = training.resume(place, access=access, device=device, progress=progress)
+                run = training.resume(place, **how)
             else:
-                run = training.train(config, out=place, data=data, access=access, device=device, progress=progress)
+                run = training.train(config, out=place, data=data, **how)
             if evaluate_after and _measurable(run):
-                _evaluate(run, {}, options, device, progress, data)
-                _report(run, options, data)
+                settings = evaluation.SMOKE if run.config.train.smoke else evaluation.Settings()
+                _evaluate(run, settings, options, device, progress, data)
+                _report(run, options, lang, data)
                 measured.append(run)
             finished.append(run)
     if as_json:
@@ -162,6 +179,8 @@ def train(
         print(f"run: {run.path}")
         if run in measured:
             print(f"report: {run.path / 'report.html'}")
+        if run.config.train.smoke:
+            _say("smoke run: everything works; its numbers mean nothing")
     return 0
 
 
@@ -182,16 +201,16 @@ def evaluate(
 ) -> int:
     """Measure a run: ELBO, log p(x) by importance sampling, rate, distortion, errors, active units, probes."""
     _import(import_)
-    given = {"split": split, "k": k, "images": images, "elbo_samples": elbo_samples}
+    given: dict[str, Any] = {"split": split, "k": k, "images": images, "elbo_samples": elbo_samples}
     if full:
         given |= {"k": given["k"] or 5000, "images": given["images"] or 0}
     _existing_run(run)
+    from diabolo.evaluation import Settings
     from diabolo.runs import Run
 
+    settings = Settings(**{key: value for key, value in given.items() if value is not None})
     with _progress() as progress:
-        result = _evaluate(
-            Run(run), {key: value for key, value in given.items() if value is not None}, options, device, progress
-        )
+        result = _evaluate(Run(run), settings, options, device, progress)
     if as_json:
         print(json.dumps(result))
     else:
@@ -234,13 +253,14 @@ def sample(
 
 
 @app.command
-def report(run: RunPath, /, *, import_: Imports = (), options: DataOptions = DataOptions()) -> int:
+def report(run: RunPath, /, *, import_: Imports = (), lang: Lang = "en", options: DataOptions = DataOptions()) -> int:
     """Write a run's report: one self-contained HTML file."""
     _import(import_)
+    language.check(lang)
     _existing_run(run)
     from diabolo.runs import Run
 
-    print(f"report: {_report(Run(run), options)}")
+    print(f"report: {_report(Run(run), options, lang)}")
     return 0
 
 
@@ -274,21 +294,6 @@ def config_(
         print(json.dumps(resolved.config.to_dict(), indent=1))
         return 0
     _out().print(listings.config_table(resolved, configuration.flatten(resolved.config.to_dict())))
-    return 0
-
-
-@app.command
-def doctor(*, as_json: Json = False) -> int:
-    """Describe this environment: versions, machine, device, cache. For a report of a fault."""
-    from diabolo.engine import environment, pick_device
-
-    access = Access()
-    found = {**environment(pick_device()), "cache": str(access.cache), "presets": len(configuration.preset_names())}
-    if as_json:
-        print(json.dumps(found))
-        return 0
-    for key, value in found.items():
-        print(f"{key:14} {value}")
     return 0
 
 
@@ -397,6 +402,18 @@ def _train_plans(
     return [(config, out and out / f"seed-{config.seed}") for config in configs]
 
 
+def _smoke_overrides(overrides: Sequence[str], time: str | None, resume: Path | None) -> tuple[str, ...]:
+    """What --smoke changes, refusing what it cannot go with."""
+    set_already = next((text for text in overrides if text.partition("=")[0].strip() == "train.epochs"), None)
+    resumed, timed = resume and f"--resume {resume}", time is not None and f"--time {time}"
+    other = resumed or timed or set_already
+    if other:
+        raise UsageError(
+            f"--smoke and {other} exclude each other", "A smoke run is one epoch of a few steps, from the start."
+        )
+    return (*overrides, "train.epochs=1", "train.smoke=true")
+
+
 def _choice(
     word: str | None, overrides: Sequence[str], out: Path | None = None, resume: Path | None = None
 ) -> choices.Choice | None:
@@ -428,7 +445,7 @@ def _resolve(preset: str, overrides: Sequence[str]) -> configuration.Resolved:
 
 def _evaluate(
     run: Run,
-    given: dict[str, Any],
+    settings: Settings,
     options: DataOptions,
     device: str,
     progress: Progress,
@@ -436,22 +453,20 @@ def _evaluate(
 ) -> dict[str, Any]:
     from diabolo import evaluation
 
-    progress.say(f"evaluating {run.path} on the {given.get('split', 'test')} split")
-    return evaluation.evaluate(
-        run, evaluation.Settings(**given), data=dataset, access=options.access(), device=device, progress=progress
-    )
+    progress.say(f"evaluating {run.path} on the {settings.split} split")
+    return evaluation.evaluate(run, settings, data=dataset, access=options.access(), device=device, progress=progress)
 
 
-def _report(run: Run, options: DataOptions, dataset: Dataset | None = None) -> Path:
+def _report(run: Run, options: DataOptions, lang: str, dataset: Dataset | None = None) -> Path:
     from diabolo import data
     from diabolo.pictures import pictures
     from diabolo.report import write_run_report
 
     if run.config.data.name == "tensor":  # in memory when it was trained: no pictures of it can be drawn now
-        return write_run_report(run, None, classes=run.env["data"]["spec"]["classes"])
+        return write_run_report(run, None, classes=run.env["data"]["spec"]["classes"], lang=lang)
     dataset = dataset or data.load(run.config.data.name, run.config.data.params, options.access())
     shown = pictures(run.model(), dataset) if len(dataset.spec.shape) == 3 else None
-    return write_run_report(run, shown, classes=dataset.spec.classes)
+    return write_run_report(run, shown, classes=dataset.spec.classes, lang=lang)
 
 
 def _print_evaluations(finished: Sequence[Run]) -> None:

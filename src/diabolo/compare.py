@@ -154,6 +154,8 @@ def _warn(runs: Sequence[Run], evaluations: Sequence[Mapping[str, Any]]) -> None
     for run, evaluation in zip(runs, evaluations):
         if evaluation["about"].get("training") != "finished":
             logger.warning("%s was evaluated before it was finished", run.path)
+        if evaluation["about"].get("smoke"):
+            logger.warning("%s is a smoke run: its numbers mean nothing", run.path)
     if len({evaluation["about"].get("source_hash") for evaluation in evaluations}) > 1:
         logger.warning("these runs were evaluated by different versions of diabolo's source")
 

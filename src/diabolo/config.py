@@ -68,7 +68,8 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a model is trained. `keep`: weights of the last step, or of the epoch with the lowest validation loss. `curve`: the
-    split whose loss is drawn after each epoch; "test" is for display only and read by nothing."""
+    split whose loss is drawn after each epoch; "test" is for display only and read by nothing. `smoke`: a few steps an epoch, to
+    see that everything works; the numbers mean nothing."""
 
     epochs: int = 10
     batch: int = 128
@@ -79,6 +80,7 @@ class TrainConfig:
     curve: Literal["validation", "test", "none"] = "validation"
     log_every: int = 100
     checkpoint_every: int = 0
+    smoke: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -63,6 +63,8 @@ class Settings:
 
 
 FULL = Settings(k=5000, images=0)
+#: Every part of an evaluation that takes no time of its own: does it run?
+SMOKE = Settings(k=10, images=10, elbo_samples=2, curve_k=(1, 10), curve_images=5, probes=False)
 
 
 def evaluate(
@@ -88,13 +90,11 @@ def evaluate(
     _check(settings)
     dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
     run.check_data(dataset)
-    if run.status["state"] != "finished":
-        logger.warning(
-            "%s is %s at epoch %s: its weights so far are measured",
-            run.path,
-            run.status["state"],
-            run.status.get("epoch"),
-        )
+    how_far = _how_far(run)
+    if how_far and run.status["state"] == "stopped":  # as it was asked to
+        progress.say(f"{run.path} was {how_far}")
+    elif how_far:
+        logger.warning("%s is %s", run.path, how_far)
     dataset.split(settings.split)
     where = pick_device(device)
     with own_randomness(where), torch.no_grad():
@@ -109,6 +109,16 @@ def evaluate(
     runs.write_tensors(run.path / "per_image.safetensors", _per_image(evidence))
     runs.write_json(run.path / "evaluation.json", result)
     return result
+
+
+def _how_far(run: runs.Run) -> str | None:
+    """Which weights are measured, where they are not those of a finished run."""
+    status = run.status
+    if status["state"] == "finished":
+        return None
+    if status["state"] == "stopped":
+        return f"stopped ({status['reason']}) at epoch {status['epoch']}: its weights {status['weights']} are measured"
+    return f"{status['state']} at epoch {status.get('epoch')}: its weights so far are measured"
 
 
 def _finite(
@@ -355,6 +365,8 @@ def _about(
         "entropy_floor": entropy_floor(split.values).mean().item() if floored else None,
         "seconds": seconds,
         "training": run.status["state"],
+        "how_far": _how_far(run),
+        "smoke": run.config.train.smoke,
         "weights_sha256": runs.sha256(run.path / "weights.safetensors"),
         "source_hash": evaluation_source_hash(),
     }

@@ -1,6 +1,7 @@
 """Looking into a run with given examples: reconstruct, interpolate, traverse, score, embed; and what its state takes on disk.
 
-Examples are a split of the run's own data or a NumPy file, always in their order. Pictures show decoder means.
+Examples are a split of the run's own data, a NumPy file, an image or a folder of images, always in their order. Pictures show
+decoder means.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from torch import Tensor
 from diabolo import data as data_module
 from diabolo import evaluation
 from diabolo.data import Access, Dataset, Loader
+from diabolo.data.images import SUFFIXES, Colour, read_folder, read_image, refusal
+from diabolo.data.spec import DataSpec
 from diabolo.data.tensor import examples_like
 from diabolo.engine import own_randomness
 from diabolo.errors import DataError, DiaboloError, UsageError
@@ -53,7 +56,7 @@ class Examples:
 
 
 def examples(run: Run, path: Path | None, split: str, access: Access | None = None) -> Examples:
-    """The examples of a .npy or .npz file, or, without one, of a split of the run's own data.
+    """The examples of a .npy or .npz file, an image file, a folder of images, or, without any, of a split of the run's own data.
 
     Raises:
         DataError: if they cannot be had, or do not fit the run.
@@ -64,11 +67,44 @@ def examples(run: Run, path: Path | None, split: str, access: Access | None = No
         dataset.split(split)
         return Examples(dataset, split, f"{split} split of {dataset.spec.name}")
     about = run.env["data"]
+    spec, note = spec_from_dict(about["spec"]), ""
+    if path.is_dir() or path.suffix.lower() in SUFFIXES:
+        array, note = read_pictures(path, spec)
+    else:
+        array = read_array(path)
     try:
-        dataset = examples_like(read_array(path), spec_from_dict(about["spec"]), binarize=bool(about["binarize"]))
+        dataset = examples_like(array, spec, binarize=bool(about["binarize"]))
     except UsageError as error:
         raise DataError(f"{path}: {error.what}", error.why, error.remedy) from error
-    return Examples(dataset, "test", str(path), dataset.note)
+    return Examples(dataset, "test", str(path), note or dataset.note)
+
+
+def read_pictures(path: Path, spec: DataSpec) -> tuple[np.ndarray[Any, Any], str]:
+    """The levels (N, C, H, W) of an image or of a folder of images, the middle squares in the run's size, and how they were read;
+    a folder's in the byte order of their paths.
+
+    Raises:
+        DataError: if the run's data are no square images of grey levels, or the images cannot be read.
+    """
+    channels, height, width = spec.shape if len(spec.shape) == 3 else (0, 0, 0)
+    if spec.values == "real" or channels not in (1, 3) or height != width:
+        what = "real numbers" if spec.values == "real" else f"of shape {spec.shape}"
+        why = "Images are read as squares of grey or RGB levels."
+        raise DataError(f"{path} holds images, and the run's data are {what}", why, "Give them as a .npy file.")
+    colour: Colour = "grey" if channels == 1 else "rgb"
+    if path.is_dir():
+        reading = read_folder(str(path), height, colour)
+        if not reading.tolerable:
+            raise refusal(reading)
+        found, note = reading.pictures, reading.note()
+    else:
+        found = [read_image(path, height, colour)]
+        note = "; ".join((
+            f"read as {'grey' if channels == 1 else 'RGB'} levels k/255, the middle square scaled to {height}x{height}",
+            *found[0].done,
+        ))
+    levels = np.stack([picture.levels for picture in found])
+    return (levels[:, None] if channels == 1 else levels.transpose(0, 3, 1, 2)), note
 
 
 def read_array(path: Path) -> np.ndarray[Any, Any]:

@@ -295,16 +295,25 @@ def pca(e: Evidence) -> Entry | None:
     }
 
 
-def _accuracy(e: Evidence, correct: Tensor, fitted: int) -> Entry:
+def proportion(correct: Tensor) -> Entry:
+    """A share of examples (N,) that are right, with its binomial standard error."""
     share, n = correct.double().mean().item(), correct.numel()
-    return {
-        "value": share,
-        "se": math.sqrt(share * (1 - share) / n),
-        "n": n,
-        "unit": "accuracy",
-        "split": e.split,
-        "fitted_to": fitted,
-    }
+    return {"value": share, "se": math.sqrt(share * (1 - share) / n), "n": n, "unit": "accuracy"}
+
+
+def _accuracy(e: Evidence, correct: Tensor, fitted: int) -> Entry:
+    return {**proportion(correct), "split": e.split, "fitted_to": fitted}
+
+
+def linear_predictions(known: Tensor, labels: Tensor, codes: Tensor) -> Tensor:
+    """Classes (N,) of codes (N, d) by logistic regression, fitted to known codes (M, d) with labels (M,)."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
+    probe.fit(known.numpy(), labels.numpy())
+    return torch.from_numpy(probe.predict(codes.numpy()))
 
 
 @register("metric", "linear_probe")
@@ -312,13 +321,8 @@ def linear_probe(e: Evidence) -> Entry | None:
     """Accuracy of a linear classifier (logistic regression) on the posterior means, fitted to the training split's."""
     if e.train_mean is None or e.train_labels is None or e.labels is None or e.train_labels.unique().numel() < 2:
         return None
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
-    probe.fit(e.train_mean.numpy(), e.train_labels.numpy())
-    return _accuracy(e, torch.from_numpy(probe.predict(e.mean.numpy())) == e.labels, e.train_mean.shape[0])
+    predicted = linear_predictions(e.train_mean, e.train_labels, e.mean)
+    return _accuracy(e, predicted == e.labels, e.train_mean.shape[0])
 
 
 @register("metric", "nearest_neighbour")

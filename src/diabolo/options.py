@@ -14,6 +14,7 @@ from rich.console import Console
 
 from diabolo.data.access import Access
 from diabolo.errors import DataError, UsageError
+from diabolo.language import languages
 
 Override = Annotated[str, Parameter(help="key=value, for example model.latent=4 objective.beta=8")]
 Json = Annotated[bool, Parameter(name="--json", help="Print the result as JSON on stdout.")]
@@ -21,6 +22,7 @@ Device = Annotated[
     str, Parameter(help="auto, cpu, cuda, cuda:1 or mps; one asked for by name is never replaced silently.")
 ]
 Imports = Annotated[tuple[str, ...], Parameter(name="--import", help="A module that registers components of your own.")]
+Lang = Annotated[str, Parameter(help=f"The language of the report: {' or '.join(languages())}.")]
 RunPath = Annotated[Path, Parameter(help="A run directory.")]
 _data_group = Group("Data", sort_key=5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diabolo.data import Dataset, Loader
 from diabolo.errors import UsageError
@@ -63,3 +63,26 @@ def sample_grid(model: Autoencoder, *, n: int, seed: int, temperature: float) ->
     if images.ndim != 4:
         raise UsageError("this model's data are vectors, not images", "There is no picture of them.")
     return image_png(images, columns=math.ceil(math.sqrt(n)))
+
+
+@torch.no_grad()
+def filters(model: Autoencoder, n: int) -> Tensor:
+    """The encoder's first affine map as images (n, C, H, W) in [0, 1]: the rows of largest norm, largest first.
+
+    Each is scaled by its own largest absolute weight, so that 0.5 is no weight, 1 and 0 the largest positive or negative one.
+
+    Raises:
+        UsageError: if the encoder begins with no affine map of images, or has fewer than n such rows.
+    """
+    shape = tuple(getattr(model.encoder, "in_shape", ()))
+    first = next((part for part in model.encoder.modules() if isinstance(part, (nn.Linear, nn.Conv2d))), None)
+    if not isinstance(first, nn.Linear) or len(shape) != 3 or first.in_features != math.prod(shape):
+        raise UsageError(
+            "this encoder does not begin with an affine map of images", remedy="Take one with mlp or layer."
+        )
+    if n > first.out_features:
+        raise UsageError(f"{n} filters are asked for, the first layer has {first.out_features}")
+    order = first.weight.norm(dim=1).argsort(descending=True, stable=True)
+    rows = first.weight[order[:n]].cpu()
+    largest = rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    return (0.5 + 0.5 * rows / largest).unflatten(1, shape)

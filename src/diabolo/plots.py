@@ -11,8 +11,8 @@ import base64
 import io
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -21,9 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import FancyBboxPatch, Polygon
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
+
+from diabolo.language import Said, say, shown
 
 #: Stands for the page's text colour while matplotlib draws; replaced by `currentColor` in the SVG.
 INK = "#010203"
@@ -88,8 +91,29 @@ def _inline(text: str, key: str, label: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1).strip()
 
 
+def _content(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+    return _content(text).replace('"', "&quot;")
+
+
+def sentences(figure: Figure) -> list[Said]:
+    """What was said in a drawing: its axes' labels, the names in it; no number on an axis."""
+    texts: list[Text] = figure.findobj(Text)
+    return [said for said in (text.get_text() for text in texts) if isinstance(said, Said)]
+
+
+def retold(drawing: str, label: str, said: Sequence[str], lang: str) -> str:
+    """An `<svg>` element with its label and its sentences in another language.
+
+    It was laid out in English, and its texts are anchored where they stand; the fonts are the reader's.
+    """
+    drawing = drawing.replace(f'aria-label="{_attribute(label)}"', f'aria-label="{_attribute(shown(label, lang))}"', 1)
+    for text in said:
+        drawing = drawing.replace(f">{_content(text)}</text>", f">{_content(shown(text, lang))}</text>")
+    return drawing
 
 
 def _axes(width: float, height: float, x: str, y: str) -> tuple[Figure, Axes]:
@@ -164,9 +188,20 @@ class Curve:
     errors: Sequence[float] | None = None
 
 
+def curves_of(rows: Sequence[Mapping[str, Any]], quantity: str, series: int = 0) -> list[Curve]:
+    """The curves of a quantity in the rows of a metrics.jsonl: one a split, against the epoch; none where it is not logged."""
+    curves = []
+    for split in ("train", "validation", "test"):
+        found = [row for row in rows if row["split"] == split and row.get(quantity) is not None]
+        if found:
+            x, y = [row["epoch"] for row in found], [row[quantity] for row in found]
+            curves.append(Curve(series, x, y, dashed=split != "train"))
+    return curves
+
+
 def epoch_curves(curves: Sequence[Curve], y: str) -> Figure:
     """Draws a quantity (nats per example) against the epoch; solid is train, dashed held out. The legend is HTML."""
-    figure, axes = _axes(4.3, 3.3, "epoch", y)
+    figure, axes = _axes(4.3, 3.3, say("epoch"), y)
     for c in curves:
         few = len(c.x) <= 20  # more markers than that would hide which line is dashed
         axes.plot(
@@ -185,7 +220,7 @@ def epoch_curves(curves: Sequence[Curve], y: str) -> Figure:
 
 def sample_curves(curves: Sequence[Curve], y: str) -> Figure:
     """Draws the estimate of log p(x) against the number of importance samples K (logarithmic), with error bars."""
-    figure, axes = _axes(6.4, 3.6, "importance samples K", y)
+    figure, axes = _axes(6.4, 3.6, say("importance samples K"), y)
     axes.set_xscale("log")
     for c in curves:
         axes.errorbar(
@@ -205,6 +240,30 @@ def sample_curves(curves: Sequence[Curve], y: str) -> Figure:
     return figure
 
 
+def lines(
+    curves: Sequence[Curve], x: str, y: str, *, log_x: bool = False, log_y: bool = False, markers: bool = True
+) -> Figure:
+    """Draws curves on common axes; the legend is HTML. Dashed ones are those with `dashed`."""
+    figure, axes = _axes(6.4, 3.8, x, y)
+    for c in curves:
+        axes.errorbar(
+            c.x,
+            c.y,
+            yerr=None if c.errors is None else list(c.errors),
+            color=colour(c.series),
+            linestyle="--" if c.dashed else "-",
+            linewidth=1.6,
+            marker=MARKERS[c.series % len(MARKERS)] if markers else None,
+            markersize=4.5,
+            capsize=2,
+        )
+    if log_x:
+        axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
+    return figure
+
+
 def projection(means: Tensor, components: int = 2) -> np.ndarray:
     """Projects means (N, d) on their first principal components: (N, components); the largest loading is positive."""
     x = means.detach().double().cpu().numpy()
@@ -221,10 +280,21 @@ def class_scatter(means: Tensor, labels: Tensor | None, explained: Sequence[floa
 
     `explained`: share of the variance of the means along each component, printed on the axes.
     """
-    points = projection(means)
+    names = [
+        say("component {number} ({share} % of variance)", number=i + 1, share=f"{100 * share:.1f}")
+        for i, share in enumerate(explained[:2])
+    ]
+    return _scatter(projection(means), labels, names[0], names[1])
+
+
+def code_scatter(codes: Tensor, labels: Tensor | None) -> Figure:
+    """Draws codes of two dimensions (N, 2) as they are, a colour and marker a class; the page has the legend."""
+    return _scatter(codes.detach().double().cpu().numpy(), labels, "z1", "z2")
+
+
+def _scatter(points: np.ndarray, labels: Tensor | None, x: str, y: str) -> Figure:
     groups = np.zeros(len(points), dtype=int) if labels is None else labels.cpu().numpy().astype(int)
-    names = [f"component {i + 1} ({100 * share:.1f} % of variance)" for i, share in enumerate(explained[:2])]
-    figure, axes = _axes(4.3, 4.0, names[0], names[1])
+    figure, axes = _axes(4.3, 4.0, x, y)
     # Ten slices, each with all classes: no class lies wholly on top of the others.
     for part in np.array_split(np.arange(len(points)), 10):
         for group in sorted(set(groups[part].tolist())):
@@ -245,12 +315,98 @@ def class_scatter(means: Tensor, labels: Tensor | None, explained: Sequence[floa
 def dimension_bars(kl: Sequence[float], y: str, series: int = 0) -> Figure:
     """Draws KL(q(z_j | x) || p(z_j)) of each latent dimension (mean over examples), largest first; `y`: the unit."""
     ordered = sorted(kl, reverse=True)
-    figure, axes = _axes(4.3, 2.6, "latent dimension, largest first", y)
+    figure, axes = _axes(4.3, 2.6, say("latent dimension, largest first"), y)
     axes.bar(range(1, len(ordered) + 1), ordered, color=colour(series), width=0.72)
     axes.grid(False, axis="x")
     axes.set_xlim(0.3, len(ordered) + 0.7)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
+
+
+def noise_curves(curves: Sequence[Curve], x: str = "noise level", y: str = "PSNR, dB") -> Figure:
+    """Draws a quality against the noise level; dashed is what needs no model. Points that are not finite are left out."""
+    figure, axes = _axes(6.4, 3.8, x, y)
+    for c in curves:
+        kept = [i for i, value in enumerate(c.y) if math.isfinite(value)]
+        axes.errorbar(
+            [c.x[i] for i in kept],
+            [c.y[i] for i in kept],
+            yerr=None if c.errors is None else [c.errors[i] for i in kept],
+            color=colour(c.series),
+            linestyle="--" if c.dashed else "-",
+            linewidth=1.8,
+            marker=MARKERS[c.series % len(MARKERS)],
+            markersize=4,
+            capsize=2,
+        )
+    return figure
+
+
+def spectra(curves: Sequence[Curve]) -> Figure:
+    """Draws mean singular values of the code's Jacobian, largest first, on a logarithmic axis."""
+    figure, axes = _axes(6.4, 3.6, "singular value, largest first", "mean over images")
+    axes.set_yscale("log")
+    for c in curves:
+        axes.plot(
+            c.x,
+            c.y,
+            color=colour(c.series),
+            linewidth=1.8,
+            marker=MARKERS[c.series % len(MARKERS)] if len(c.x) <= 40 else None,
+            markersize=4,
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture of the plane: data (n, 2), the true curve (m, 2), and on top points, a line, or arrows (k, 2) from `origins`."""
+
+    title: str
+    data: np.ndarray
+    curve: np.ndarray
+    points: np.ndarray | None = None
+    line: np.ndarray | None = None
+    origins: np.ndarray | None = None
+    arrows: np.ndarray | None = None
+
+    def with_points(self, points: np.ndarray) -> Panel:
+        return replace(self, points=points)
+
+    def with_line(self, line: np.ndarray) -> Panel:
+        return replace(self, line=line)
+
+    def with_arrows(self, origins: np.ndarray, arrows: np.ndarray) -> Panel:
+        return replace(self, origins=origins, arrows=arrows)
+
+
+def planes(panels: Sequence[Panel], side: float = 1.3) -> Figure:
+    """Draws panels of the square from -side to side, two a row: data grey, the true curve dashed, the model's in its colour."""
+    rows = math.ceil(len(panels) / 2)
+    with matplotlib.rc_context(_PAGE_STYLE):
+        figure = Figure(figsize=(6.4, 3.3 * rows), layout="constrained")
+        grid = figure.subplots(rows, 2, squeeze=False)
+        for i, axes in enumerate(grid.flat):
+            if i < len(panels):
+                _plane(axes, panels[i], side, colour(i))
+            else:
+                axes.set_axis_off()
+    return figure
+
+
+def _plane(axes: Axes, panel: Panel, side: float, shade: str) -> None:
+    axes.set_title(panel.title, fontsize=11)
+    axes.set_aspect("equal")
+    axes.set(xlim=(-side, side), ylim=(-side, side), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+    axes.scatter(*panel.data.T, s=6, color=colour(7), linewidths=0, alpha=0.5, rasterized=True)
+    axes.plot(*panel.curve.T, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+    if panel.points is not None:
+        axes.scatter(*panel.points.T, s=7, color=shade, linewidths=0, alpha=0.8, rasterized=True)
+    if panel.line is not None:
+        axes.plot(*panel.line.T, color=shade, linewidth=2.2)
+    if panel.origins is not None and panel.arrows is not None:
+        axes.quiver(*panel.origins.T, *panel.arrows.T, color=shade, angles="xy", scale_units="xy", scale=1, width=0.006)
 
 
 def image_png(images: Tensor, columns: int = 8, gap: int = 1) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
-from diabolo import plots, tables
+from diabolo import language, plots, tables
+from diabolo.language import joined, say
 from diabolo.listings import kind_of_values
 from diabolo.runs import Run, write_bytes
 from diabolo.tables import Reading
@@ -100,29 +102,38 @@ class Facts:
     seed: str = ""
 
 
-def _facts(reading: Reading, **changed: str) -> Facts:
+def facts_of(reading: Reading, **changed: str) -> Facts:
+    """What a caption says of a run's figure; `changed` replaces split, unit, n or seed."""
     about = reading.about
     given = {"split": about["split"], "unit": reading.unit, "n": f"{about['n']:,}"} | changed
-    values = kind_of_values(about["values"], reading.env["data"]["spec"]["shape"])
-    data = f"{about['data']}, {values} pixels" if values != "real" else about["data"]
-    sigma = about.get("sigma")  # of a Gaussian with one standard deviation
-    likelihood = about["likelihood"] + ("" if sigma is None else f" with sigma = {sigma:.4g}")
+    data, likelihood, sigma = about["data"], about["likelihood"], about.get("sigma")
+    if about["values"] != "real":
+        values = tables.word(kind_of_values(about["values"], reading.env["data"]["spec"]["shape"]))
+        data = say("{data}, {values} pixels", data=data, values=values)
+    if sigma is not None:  # of a Gaussian with one standard deviation
+        likelihood = say("{likelihood} with sigma = {sigma}", likelihood=likelihood, sigma=f"{sigma:.4g}")
     return Facts(data=data, likelihood=likelihood, normalised=reading.normalised, **given)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing of a figure: an SVG element, or the address of an image with its text alternative."""
+    """One drawing of a figure: an SVG element and what is said in it, or the address of an image; `alt` says what it shows."""
 
     title: str
     svg: Markup = Markup("")
     image: str = ""
     alt: str = ""
     fine: bool = False  # an image of many pixels, to be scaled smoothly
+    said: Sequence[str] = ()
 
 
-def _drawing(title: str, key: str, label: str, figure: Any) -> Panel:
-    return Panel(title, svg=Markup(plots.svg(figure, key, label)))
+def drawing(title: str, key: str, label: str, figure: Any) -> Panel:
+    """A figure as a panel: its key prefixes every id, its label is the text alternative."""
+    return Panel(title, svg=Markup(plots.svg(figure, key, label)), alt=label, said=plots.sentences(figure))
+
+
+def _drawn(panel: Panel, lang: str) -> Markup:
+    return Markup(plots.retold(str(panel.svg), panel.alt, panel.said, lang))
 
 
 def layers(config: Mapping[str, Any], dimensions: int) -> list[tuple[str, int]] | None:
@@ -130,48 +141,45 @@ def layers(config: Mapping[str, Any], dimensions: int) -> list[tuple[str, int]] 
     model = config["model"]
     if any(model[part].get("name") != "mlp" for part in ("encoder", "decoder")):
         return None
-    into = [("encoder, " + model["encoder"].get("activation", "relu"), model["encoder"]["width"])] * model["encoder"][
-        "depth"
+    encoder, decoder = model["encoder"], model["decoder"]
+    reads = say("encoder, {activation}", activation=encoder.get("activation", "relu"))
+    writes = say("decoder, {activation}", activation=decoder.get("activation", "relu"))
+    return [
+        (say("data x"), dimensions),
+        *[(reads, encoder["width"])] * encoder["depth"],
+        (say("latent z"), model["latent"]),
+        *[(writes, decoder["width"])] * decoder["depth"],
+        (say("mean of p(x|z)"), dimensions),
     ]
-    out = [("decoder, " + model["decoder"].get("activation", "relu"), model["decoder"]["width"])] * model["decoder"][
-        "depth"
-    ]
-    return [("data x", dimensions), *into, ("latent z", model["latent"]), *out, ("mean of p(x|z)", dimensions)]
 
 
-def _architecture(key: str, reading: Reading, pictures: Pictures) -> Panel | None:
-    sizes = layers(reading.config, pictures.real[0].numel())
+def architecture(key: str, reading: Reading, dimensions: int) -> Panel | None:
+    """The network drawn from its layer sizes, for data of so many values; None where it is no MLP."""
+    sizes = layers(reading.config, dimensions)
     if sizes is None:
         return None
-    label = f"Layers of {reading.title}: " + ", ".join(str(size) for _, size in sizes)
-    return _drawing(reading.title, key, label, plots.hourglass(sizes))
+    label = say("Layers of {title}: {sizes}", title=reading.title, sizes=", ".join(str(size) for _, size in sizes))
+    return drawing(reading.title, key, label, plots.hourglass(sizes))
 
 
-_QUANTITIES = (("loss", "Total"), ("distortion", "Reconstruction (distortion)"), ("rate", "KL (rate)"))
+_QUANTITIES = (("loss", say("Total")), ("distortion", say("Reconstruction (distortion)")), ("rate", say("KL (rate)")))
 
 
-def _curve_panels(key: str, readings: Sequence[Reading]) -> list[Panel]:
+def epoch_panels(key: str, readings: Sequence[Reading]) -> list[Panel]:
+    """A drawing of each logged quantity against the epoch, one series a run."""
     panels = []
     for quantity, title in _QUANTITIES:
-        curves = [c for i, r in enumerate(readings) for c in _epoch_curves(i, r, quantity)]
+        curves = [c for i, r in enumerate(readings) for c in plots.curves_of(r.metrics, quantity, i)]
         if curves:
-            label = f"{title} against the epoch, train solid and held-out dashed, {len(readings)} models"
+            label = say(
+                "{title} against the epoch, train solid and held-out dashed, {n} models", title=title, n=len(readings)
+            )
             panels.append(
-                _drawing(
+                drawing(
                     title, f"{key}-{quantity}", label, plots.epoch_curves(curves, f"{quantity}, {readings[0].unit}")
                 )
             )
     return panels
-
-
-def _epoch_curves(series: int, reading: Reading, quantity: str) -> list[plots.Curve]:
-    curves = []
-    for split in ("train", "validation", "test"):
-        rows = [row for row in reading.metrics if row["split"] == split and row.get(quantity) is not None]
-        if rows:
-            x, y = [row["epoch"] for row in rows], [row[quantity] for row in rows]
-            curves.append(plots.Curve(series, x, y, dashed=split != "train"))
-    return curves
 
 
 def _curve_facts(reading: Reading) -> Facts:
@@ -179,22 +187,22 @@ def _curve_facts(reading: Reading) -> Facts:
     sizes = {
         row["split"]: row["examples"] for row in reading.metrics if row["split"] in ("train", "validation", "test")
     }
-    lines = [f"{split} ({'solid' if split == 'train' else 'dashed'})" for split in sizes]
+    lines = [say("{split} (solid)", split=s) if s == "train" else say("{split} (dashed)", split=s) for s in sizes]
     n = " + ".join(f"{n:,}" for n in sizes.values())
-    return _facts(reading, split=", ".join(lines), n=n, seed=str(reading.config.get("seed", "")))
+    return facts_of(reading, split=joined("{before}, {after}", lines), n=n, seed=str(reading.config.get("seed", "")))
 
 
 def _scatter(key: str, reading: Reading) -> Panel:
     shares = reading.evaluation["pca"]["explained"]
-    label = f"Posterior means of {reading.title} on two principal components, coloured by class"
+    label = say("Posterior means of {title} on two principal components, coloured by class", title=reading.title)
     figure = plots.class_scatter(reading.per_image["mean"], reading.per_image.get("labels"), shares)
-    return _drawing(reading.title, key, label, figure)
+    return drawing(reading.title, key, label, figure)
 
 
 def _bars(key: str, series: int, reading: Reading) -> Panel:
     metric = reading.evaluation["kl_per_dimension"]
-    label = f"KL of each latent dimension of {reading.title}, largest first"
-    return _drawing(reading.title, key, label, plots.dimension_bars(metric["values"], f"KL, {metric['unit']}", series))
+    label = say("KL of each latent dimension of {title}, largest first", title=reading.title)
+    return drawing(reading.title, key, label, plots.dimension_bars(metric["values"], f"KL, {metric['unit']}", series))
 
 
 def _k_curve(key: str, readings: Sequence[Reading]) -> Panel:
@@ -205,8 +213,8 @@ def _k_curve(key: str, readings: Sequence[Reading]) -> Panel:
         k, value, se = columns
         curves.append(plots.Curve(i, k, value, errors=se))
     unit = readings[0].evaluation["log_p_curve"]["unit"]
-    label = "Estimate of log p(x) against the number of importance samples"
-    return _drawing("", key, label, plots.sample_curves(curves, f"log p(x), {unit}"))
+    label = say("Estimate of log p(x) against the number of importance samples")
+    return drawing("", key, label, plots.sample_curves(curves, f"log p(x), {unit}"))
 
 
 #: Images with larger sides than this are drawn in fewer columns, so that no pixel is lost on the page.
@@ -235,19 +243,25 @@ def _grids(title: str, pictures: Pictures) -> list[Panel]:
         return Panel(heading, image=plots.image_grid(images, columns), alt=alt, fine=columns < 8)
 
     panels = [
-        grid("Real", pictures.real, f"{n} real test images"),
-        grid("Reconstructed", pictures.reconstructed, f"The same images, reconstructed by {title}"),
+        grid(say("Real"), pictures.real, say("{n} real test images", n=n)),
+        grid(
+            say("Reconstructed"),
+            pictures.reconstructed,
+            say("The same images, reconstructed by {title}", title=title),
+        ),
     ]
     if pictures.generated is None:
         return panels
-    return [*panels, grid("Generated", pictures.generated, f"{len(pictures.generated)} images from {title}")]
+    alt = say("{n} images from {title}", n=len(pictures.generated), title=title)
+    return [*panels, grid(say("Generated"), pictures.generated, alt)]
 
 
 def _picture_facts(reading: Reading, pictures: Pictures) -> Facts:
-    unit, n = "pixel mean in [0, 1]", f"{len(pictures.real)} images"
+    unit, n = say("pixel mean in [0, 1]"), say("{n} images", n=len(pictures.real))
     if pictures.generated is None:
-        return _facts(reading, unit=unit, n=n)
-    return _facts(reading, unit=unit, n=f"{n} + {len(pictures.generated)} generated", seed=f"{pictures.seed} (of z)")
+        return facts_of(reading, unit=unit, n=n)
+    both = say("{real} images + {generated} generated", real=len(pictures.real), generated=len(pictures.generated))
+    return facts_of(reading, unit=unit, n=both, seed=say("{seed} (of z)", seed=pictures.seed))
 
 
 def _legend_classes(reading: Reading, classes: Sequence[str]) -> list[tuple[Markup, str]]:
@@ -261,20 +275,36 @@ def _legend_classes(reading: Reading, classes: Sequence[str]) -> list[tuple[Mark
 # ---------------------------------------------------------------------------------------------------------- the reports
 
 
-def _environment() -> Environment:
+def _environment(lang: str) -> Environment:
+    """Templates in a language: what was said is translated where it is put on the page.
+
+    `t("...")` in a template is a sentence of the page's own and may hold tags, `say("...")` is plain text.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=partial(language.shown, lang=lang),
     )
-    environment.filters.update(number=tables.number, seconds=tables.seconds)
+    environment.filters.update(number=tables.number, seconds=tables.seconds, drawn=partial(_drawn, lang=lang))
+    environment.globals.update(t=partial(_markup, lang), say=say, lang=lang, tag=language.tag(lang))
     return environment
 
 
-def _write(template: str, out: Path, **values: Any) -> Path:
-    page = _environment().get_template(template).render(**values)
+def _markup(lang: str, template: str, /, **values: object) -> Markup:
+    shown = {name: language.shown(value, lang) for name, value in values.items()}
+    return Markup(language.template_in(lang, template)).format(**shown)
+
+
+def write_template(template: str, out: Path, lang: str, **values: Any) -> Path:
+    """Fill in a template in a language and write the page.
+
+    Raises:
+        UsageError: if `out` cannot be written, or there is no such language.
+    """
+    page = _environment(lang).get_template(template).render(**values)
     write_bytes(out, page.encode("utf-8"))
     return out
 
@@ -289,18 +319,19 @@ def _convention_view(convention: Convention, figures: Mapping[str, str]) -> dict
         "key": key,
         "title": convention.title,
         "readings": readings,
+        "losses": tables.loss_cards(readings),
         "normalised": all(r.normalised for r in readings),
         "models": [(Markup(plots.swatch(i, line="solid")), r.title) for i, r in enumerate(readings)],
-        "curves": (_curve_panels(f"{key}-curves", readings), _curve_facts(first)),
+        "curves": (epoch_panels(f"{key}-curves", readings), _curve_facts(first)),
         "scatter": (
             [_scatter(f"{key}-pca-{i}", r) for i, r in enumerate(readings)],
-            _facts(first, unit="latent units"),
+            facts_of(first, unit=say("latent units")),
         ),
         "classes": _legend_classes(first, convention.classes),
-        "bars": ([_bars(f"{key}-kl-{i}", i, r) for i, r in enumerate(readings)], _facts(first)),
+        "bars": ([_bars(f"{key}-kl-{i}", i, r) for i, r in enumerate(readings)], facts_of(first)),
         "k_curve": (
             [_k_curve(f"{key}-k", readings)],
-            _facts(first, n=curve_n, unit=first.evaluation["log_p_curve"]["unit"]),
+            facts_of(first, n=curve_n, unit=first.evaluation["log_p_curve"]["unit"]),
         ),
         "pictures": [
             (e.title, _grids(e.title, e.pictures), _picture_facts(r, e.pictures))
@@ -308,7 +339,7 @@ def _convention_view(convention: Convention, figures: Mapping[str, str]) -> dict
         ],
         "probes": tables.probe_rows(readings),
         "columns": tables.COLUMNS,
-        "units": {m: first.evaluation["log_p" if m == "gap" else m]["unit"] for m in tables.COLUMNS},
+        "units": {m: tables.word(first.evaluation["log_p" if m == "gap" else m]["unit"]) for m in tables.COLUMNS},
         "rows": [
             (r, [tables.cell(r, m, e.published) for m in tables.COLUMNS])
             for e, r in zip(entries, readings, strict=True)
@@ -320,54 +351,61 @@ def _convention_view(convention: Convention, figures: Mapping[str, str]) -> dict
         "published": any(e.published for e in entries),
         "estimates": tables.estimate_rows(readings),
         "k_table": tables.curve_rows(readings),
-        "facts": _facts(first),
+        "facts": facts_of(first),
     }
 
 
-def _machines(article: Mapping[str, str], env: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def machines(article: Mapping[str, str], env: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What, the article's machine, this one."""
     ours = {
-        "Processor": f"{env.get('processor') or env.get('platform', 'unknown')}",
-        "Cores": f"{env.get('cores', '?')} (threads used: {env.get('threads', '?')})",
-        "Memory": f"{env['memory']}" if "memory" in env else "not recorded",
-        "Device": str(env.get("device", "unknown")),
-        "PyTorch": str(env.get("torch", "unknown")),
-        "Python": str(env.get("python", "unknown")),
+        say("Processor"): str(env.get("processor") or env.get("platform", say("unknown"))),
+        say("Cores"): say(
+            "{cores} (threads used: {threads})", cores=env.get("cores", "?"), threads=env.get("threads", "?")
+        ),
+        say("Memory"): str(env.get("memory", say("not recorded"))),
+        say("Device"): str(env.get("device", say("unknown"))),
+        "PyTorch": str(env.get("torch", say("unknown"))),
+        "Python": str(env.get("python", say("unknown"))),
     }
-    return [(label, article.get(label, "not stated"), text) for label, text in ours.items()]
+    return [(label, article.get(label, say("not stated")), text) for label, text in ours.items()]
 
 
 def write_chapter_report(
-    conventions: Sequence[Convention], story: Story, out: Path, stages: Mapping[str, float]
+    conventions: Sequence[Convention], story: Story, out: Path, stages: Mapping[str, float], lang: str = "en"
 ) -> Path:
     """Writes a chapter's report: figures, tables and notes of each pixel convention, never two of them in one table.
 
-    `stages`: wall time of each stage of the chapter in seconds, in order.
+    `stages`: wall time of each stage of the chapter in seconds, in order. `lang`: the language of the page.
 
     Raises:
         DataError: if a run has no evaluation, or its evaluation lacks a metric of the tables.
-        UsageError: if `out` cannot be written.
+        UsageError: if `out` cannot be written, or there is no such language.
     """
     views = [_convention_view(convention, story.figures) for convention in conventions]
     readings = [r for view in views for r in view["readings"]]
-    architecture = [
-        _architecture(f"architecture-{i}", r, e.pictures)
+    networks = [
+        architecture(f"architecture-{i}", r, e.pictures.real[0].numel())
         for i, (r, e) in enumerate(zip(views[0]["readings"], conventions[0].entries, strict=True))
     ]
     first = readings[0]
-    return _write(
+    return write_template(
         "chapter.html.j2",
         out,
+        lang,
         title=story.title,
         story=story,
         views=views,
-        architecture=[panel for panel in architecture if panel is not None],
-        architecture_facts=_facts(
-            first, split="none (shapes only)", unit="units per layer", n=f"{len(architecture)} models"
+        architecture=[panel for panel in networks if panel is not None],
+        architecture_facts=facts_of(
+            first,
+            split=say("none (shapes only)"),
+            unit=say("units per layer"),
+            n=say("{n} models", n=len(networks)),
         ),
         runs=readings,
         config=tables.shared_and_differing([r.config for r in readings]),
         env=tables.shared_and_differing([tables.versions(r) for r in readings]),
-        machines=_machines(story.machine, first.env),
+        machines=machines(story.machine, first.env),
         hashes=tables.hashes(readings),
         clocks=[(r.name, tables.clock(r)) for r in readings],
         stages=stages,
@@ -375,38 +413,46 @@ def write_chapter_report(
 
 
 def write_run_report(
-    run: Run, pictures: Pictures | None = None, out: Path | None = None, classes: Sequence[str] = ()
+    run: Run,
+    pictures: Pictures | None = None,
+    out: Path | None = None,
+    classes: Sequence[str] = (),
+    lang: str = "en",
 ) -> Path:
     """Writes the report of one run, by default to `report.html` in its directory.
 
     Raises:
         DataError: if the run has no evaluation.
-        UsageError: if `out` cannot be written.
+        UsageError: if `out` cannot be written, or there is no such language.
     """
     reading = tables.read(run)
     e = reading.evaluation
     grids = pictures is not None and pictures.real.ndim == 4 and pictures.real.shape[1] in (1, 3)
-    architecture = _architecture("architecture", reading, pictures) if pictures is not None else None
+    network = None if pictures is None else architecture("architecture", reading, pictures.real[0].numel())
     pictures = _that_fit(pictures) if grids and pictures is not None else pictures
-    return _write(
+    return write_template(
         "run.html.j2",
         out or run.path / "report.html",
+        lang,
         title=reading.title,
         reading=reading,
         about=reading.about,
-        facts=_facts(reading),
+        facts=facts_of(reading),
+        losses=tables.loss_cards([reading]),
         metrics=tables.metric_rows(e),
         estimates=tables.estimate_rows([reading]) if "log_p" in e else [],
-        architecture=architecture,
-        architecture_facts=_facts(reading, split="none (shapes only)", unit="units per layer", n="1 model"),
-        curves=_curve_panels("curves", [reading]),
+        architecture=network,
+        architecture_facts=facts_of(
+            reading, split=say("none (shapes only)"), unit=say("units per layer"), n=say("1 model")
+        ),
+        curves=epoch_panels("curves", [reading]),
         curve_facts=_curve_facts(reading),
         scatter=_scatter("pca", reading) if "pca" in e and len(e["pca"]["explained"]) > 1 else None,
-        scatter_facts=_facts(reading, unit="latent units"),
+        scatter_facts=facts_of(reading, unit=say("latent units")),
         classes=_legend_classes(reading, classes),
         bars=_bars("kl", 0, reading) if "kl_per_dimension" in e else None,
         k_curve=_k_curve("k", [reading]) if "log_p_curve" in e else None,
-        k_facts=_facts(reading, n=f"{e['log_p_curve']['n']:,}") if "log_p_curve" in e else None,
+        k_facts=facts_of(reading, n=f"{e['log_p_curve']['n']:,}") if "log_p_curve" in e else None,
         pictures=_grids(reading.title, pictures) if grids and pictures is not None else [],
         picture_facts=_picture_facts(reading, pictures) if pictures is not None else None,
         config=tables.flatten(reading.config),

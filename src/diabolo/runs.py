@@ -2,7 +2,10 @@
 
     config.json          the resolved configuration, whole; `diabolo train RUN/config.json` repeats the run
     env.json             versions, machine, and the data: hashes, shape, kind of values
-    status.json          running, finished, interrupted, diverged or failed; the exit code
+    loss_card.json       what the loss is (`card.Card`, measured) and what the values of the data are (`data.scan.Facts`); `when`:
+                         written at the start, and again at the end with the weights that were kept, whose sigma may be
+                         another
+    status.json          running, finished, stopped (its time was up), interrupted, diverged or failed; the exit code; how far
     log.txt              what was said
     metrics.jsonl        one object a logged step or epoch, nats per example, no clock: equal to the byte between a resumed
                          and an uninterrupted run
@@ -14,6 +17,7 @@
     evaluation.json      {metric: {value, se, n, unit, split, ...}}, with `about` for what was evaluated
     per_image.safetensors  what the metrics are means of, image by image
     report.html
+    codec-*.json         what `compress` fitted to the training split: quantiser and frequencies, with the hash of the weights
 
 Randomness is a function of (seed, step) and (seed, epoch), so no generator's state needs to be kept. Files are written under
 a temporary name, flushed and renamed; a state's manifest comes last. Nothing is pickled.
@@ -48,6 +52,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 STATES_KEPT = 2
+#: The two moments of a loss card.
+AT_THE_START, AT_THE_END = "at the first step", "with the weights that were kept"
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -161,14 +167,15 @@ _TRACES = {".lock", "log.txt"}
 
 
 def create(config: RunConfig, out: Path | None) -> Path:
-    """Make a new run directory: `out`, or runs/PRESET-N with the first free N; an existing run is never overwritten.
+    """Make a new run directory: `out`, or runs/PRESET-N (runs/smoke-PRESET-N) with the first free N; an existing run is never
+    overwritten.
 
     Raises:
         UsageError: if `out` holds anything, or cannot be made.
     """
     try:
         if out is None:
-            return _next_free(Path("runs"), config.preset or "run")
+            return _next_free(Path("runs"), ("smoke-" if config.train.smoke else "") + (config.preset or "run"))
         if out.exists() and (not out.is_dir() or any(path.name not in _TRACES for path in out.iterdir())):
             raise UsageError(
                 f"{out} exists already",
@@ -336,6 +343,16 @@ class Run:
     @property
     def status(self) -> dict[str, Any]:
         return read_json(self.path / "status.json")
+
+    def loss_card(self) -> dict[str, Any] | None:
+        """What the loss is, as it was measured; None for a run of a diabolo that did not write it."""
+        path = self.path / "loss_card.json"
+        if not path.exists():
+            return None
+        found = read_json(path)
+        if not isinstance(found.get("rows"), list) or not isinstance(found.get("when"), str):
+            raise DataError(f"{path} is no loss card", remedy=f"Measure it anew: diabolo explain {self.path}")
+        return found
 
     def metrics(self) -> list[dict[str, Any]]:
         return self._lines("metrics.jsonl", {"step", "epoch", "split", "examples"})

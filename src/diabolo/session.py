@@ -26,7 +26,7 @@ class InterruptedRun(DiaboloError):
             f"interrupted: everything up to the last step is saved in {run}",
             remedy=f"Go on with: diabolo train --resume {run}",
         )
-        self.exit_code = exit_code
+        self.run, self.exit_code = run, exit_code
 
 
 class Stoppable(Protocol):

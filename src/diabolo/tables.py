@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diabolo import config
 from diabolo.errors import DataError
+from diabolo.language import say
 
 if TYPE_CHECKING:
     from diabolo.runs import Run
@@ -48,6 +49,7 @@ class Reading:
     timing: Sequence[Mapping[str, Any]]
     evaluation: Mapping[str, Any]
     per_image: Mapping[str, Tensor]
+    loss_card: Mapping[str, Any] | None = None
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -62,7 +64,9 @@ class Reading:
         """The network in a few words, where it is an MLP."""
         model = self.config["model"]
         width = model["encoder"].get("width")
-        return f"latent {model['latent']}" if width is None else f"width {width}, latent {model['latent']}"
+        if width is None:
+            return say("latent {latent}", latent=model["latent"])
+        return say("width {width}, latent {latent}", width=width, latent=model["latent"])
 
     @property
     def unit(self) -> str:
@@ -100,6 +104,7 @@ def read(run: Run, title: str = "", required: Sequence[str] = ()) -> Reading:
         timing=run.timing(),
         evaluation=evaluation,
         per_image=run.per_image(),
+        loss_card=run.loss_card(),
     )
 
 
@@ -127,6 +132,30 @@ def digits_of(metric: str) -> int:
 
 
 SHARES = ("linear_probe", "nearest_neighbour")
+
+#: Units, stages and values that runs and evaluations name; one that a component of your own names is shown as it is.
+_WORDS: dict[str, str] = {
+    name: name
+    for name in (
+        say("grey"),
+        say("binary"),
+        say("squared error/pixel"),
+        say("squared error/value"),
+        say("latent dimensions"),
+        say("accuracy"),
+        say("train"),
+        say("curve"),
+        say("pass"),
+        say("importance"),
+        say("probes"),
+        say("metrics"),
+    )
+}
+
+
+def word(text: str) -> str:
+    """A unit, a stage or a kind of values as a page says it."""
+    return _WORDS.get(text, text)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, str]:
@@ -177,7 +206,7 @@ def cell(reading: Reading, metric: str, published: Mapping[str, float]) -> Cell:
         text=number(value, digits),
         se="" if se is None else f"\u00b1 {number(float(se), digits)}",
         n=f"{source['n']:,}",
-        note=f"of {source['of']}" if "of" in source else "",
+        note=say("of {total}", total=source["of"]) if "of" in source else "",
         published="" if known is None else number(known, 4 if metric.startswith("mse") else 3),
         difference="" if known is None else signed(value - known, 4 if metric.startswith("mse") else digits),
     )
@@ -271,32 +300,35 @@ def estimate_rows(readings: Sequence[Reading]) -> list[tuple[str, list[str], str
         return lambda e: f"{number(e[metric]['value'])} \u00b1 {number(e[metric]['se'])}"
 
     rows = [
-        row("Distortion, \u2212E[log p(x|z)]", with_se("distortion")),
-        row("Rate, KL(q(z|x) || p(z))", with_se("kl")),
+        row(say("Distortion, \u2212E[log p(x|z)]"), with_se("distortion")),
+        row(say("Rate, KL(q(z|x) || p(z))"), with_se("kl")),
     ]
     if all(r.about.get("entropy_floor") is not None for r in readings):
         rows += [
-            row("Entropy floor of the data", lambda e: number(e["about"]["entropy_floor"])),
+            row(say("Entropy floor of the data"), lambda e: number(e["about"]["entropy_floor"])),
             row(
-                "Distortion, excess over floor",
+                say("Distortion, excess over floor"),
                 lambda e: number(e["distortion"]["value"] - e["about"]["entropy_floor"]),
             ),
-            row("\u2212ELBO, excess over floor", lambda e: number(-e["elbo"]["value"] - e["about"]["entropy_floor"])),
+            row(
+                say("\u2212ELBO, excess over floor"),
+                lambda e: number(-e["elbo"]["value"] - e["about"]["entropy_floor"]),
+            ),
         ]
     return [
         *rows,
-        row("ELBO: sampling SE (images)", lambda e: number(e["elbo"]["se"], 3)),
-        row("ELBO: Monte-Carlo SE (z)", lambda e: number(e["elbo"]["mc_se"], 4)),
-        row("log p(x): SE of the mean gap", lambda e: number(e["log_p"]["gap_se"], 3)),
-        row("log p(x): sampling SE (images)", lambda e: number(e["log_p"]["se_sampling"], 3)),
-        row("log p(x): Monte-Carlo SE (z)", lambda e: number(e["log_p"]["mc_se"], 4)),
+        row(say("ELBO: sampling SE (images)"), lambda e: number(e["elbo"]["se"], 3)),
+        row(say("ELBO: Monte-Carlo SE (z)"), lambda e: number(e["elbo"]["mc_se"], 4)),
+        row(say("log p(x): SE of the mean gap"), lambda e: number(e["log_p"]["gap_se"], 3)),
+        row(say("log p(x): sampling SE (images)"), lambda e: number(e["log_p"]["se_sampling"], 3)),
+        row(say("log p(x): Monte-Carlo SE (z)"), lambda e: number(e["log_p"]["mc_se"], 4)),
         row(
-            "log p(x): plain mean of the subset",
+            say("log p(x): plain mean of the subset"),
             lambda e: f"{number(e['log_p']['plain_mean'])} \u00b1 {number(e['log_p']['plain_se'])}",
         ),
-        row("log p(x): K, images", lambda e: f"{e['log_p']['k']:,}, {e['log_p']['n']:,}"),
-        row("Effective sample size, median", lambda e: number(e["log_p"]["ess_median"], 1)),
-        row("Effective sample size, smallest", lambda e: number(e["log_p"]["ess_min"], 1)),
+        row(say("log p(x): K, images"), lambda e: f"{e['log_p']['k']:,}, {e['log_p']['n']:,}"),
+        row(say("Effective sample size, median"), lambda e: number(e["log_p"]["ess_median"], 1)),
+        row(say("Effective sample size, smallest"), lambda e: number(e["log_p"]["ess_min"], 1)),
     ]
 
 
@@ -314,7 +346,7 @@ def probe_rows(readings: Sequence[Reading]) -> list[dict[str, Any]]:
                     "active_units",
                     e["active_units"]["value"],
                     number(e["active_units"]["value"], 0),
-                    f"of {e['active_units']['of']}",
+                    say("of {total}", total=e["active_units"]["of"]),
                 )
             ],
             "explained": number(100 * sum(e["pca"]["explained"][:2]), 1),
@@ -349,7 +381,7 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "text": number(metric["value"], digits),
                 "se": "" if se is None else number(se, digits),
                 "n": f"{metric['n']:,}",
-                "unit": metric["unit"],
+                "unit": word(metric["unit"]),
                 "split": metric.get("split", evaluation["about"]["split"]),
             })
     return rows
@@ -363,17 +395,37 @@ def clock(reading: Reading) -> dict[str, float]:
     spent: dict[str, float] = {}
     for row in reading.timing:
         spent[row["stage"]] = spent.get(row["stage"], 0.0) + float(row["seconds"])
-    return spent | {f"evaluation: {k}": float(v) for k, v in reading.about.get("seconds", {}).items()}
+    measured = reading.about.get("seconds", {}).items()
+    return {word(stage): s for stage, s in spent.items()} | {
+        say("evaluation: {stage}", stage=word(stage)): float(s) for stage, s in measured
+    }
 
 
 def hashes(readings: Sequence[Reading]) -> list[tuple[str, list[tuple[str, str]]]]:
     """SHA-256 by run: the data's files (as trained on), the evaluated data, the fixed binarised draw, the weights."""
-    names = (("data as evaluated", "data_hash"), ("fixed binarised draw", "draw_hash"), ("weights", "weights_sha256"))
+    names = (
+        (say("data as evaluated"), "data_hash"),
+        (say("fixed binarised draw"), "draw_hash"),
+        (say("weights"), "weights_sha256"),
+    )
     out = []
     for r in readings:
         files = list(r.env.get("data", {}).get("hashes", {}).items())
         out.append((r.name, files + [(label, r.about[key]) for label, key in names if r.about.get(key)]))
     return out
+
+
+def loss_cards(readings: Sequence[Reading]) -> list[dict[str, Any]]:
+    """What the loss is, each card once: the titles of its runs, its headline, when it was measured, and its rows."""
+    found: list[dict[str, Any]] = []
+    for r in readings:
+        card = r.loss_card or {"headline": "", "when": "", "rows": []}
+        same = next((seen for seen in found if seen["card"] == card), None)
+        if same is None:
+            found.append({"card": card, "titles": [r.title]})
+        else:
+            same["titles"].append(r.title)
+    return found
 
 
 def versions(reading: Reading) -> dict[str, Any]:

@@ -12,16 +12,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diabolo import card, runs
 from diabolo import data as data_module
-from diabolo import runs
 from diabolo.config import RunConfig
 from diabolo.data import Access, Dataset, Loader
+from diabolo.data.scan import Facts, check, scan
+from diabolo.durations import written
 from diabolo.engine import environment, own_randomness, pick_device
 from diabolo.errors import DiaboloError, DivergedError, UsageError
 from diabolo.metrics import mean_terms
@@ -36,6 +39,9 @@ logger = logging.getLogger("diabolo")
 
 #: So many non-finite steps in a row end a run.
 PATIENCE = 10
+
+#: So many steps an epoch of a smoke run has at most: a gradient, a second moment, a last batch.
+SMOKE_STEPS = 3
 
 
 class Step(nn.Module):
@@ -120,23 +126,38 @@ class Trainer:
         self.journal: runs.Journal
         self.clock: runs.Journal
 
+    @property
+    def steps(self) -> int:
+        """How many steps the whole run has."""
+        return self.config.train.epochs * self.batches
+
+    @property
+    def batches(self) -> int:
+        """How many steps an epoch has."""
+        batches, train = self.loader.batches(self.config.train.batch), self.config.train
+        return min(batches, SMOKE_STEPS) if train.smoke else batches
+
     # ---------------------------------------------------------------- the loop
-    def run(self) -> None:
-        train = self.config.train
-        batches = math.ceil(len(self.dataset.train) / train.batch)
-        self.progress.start("training", train.epochs * batches)
+    def run(self, seconds: float = math.inf) -> None:
+        """Go on to the last epoch. A signal, or the end of so many wall seconds, ends it after a step, its state saved."""
+        train, deadline = self.config.train, time.monotonic() + seconds
+        batches = self.batches
+        self.progress.start("training", self.steps)
         self.progress.advance(self.position.step)
         while self.position.epoch <= train.epochs:
-            began = time.monotonic()
-            skip = self.position.batch
-            for batch in self.loader.shuffled(train.batch, self.config.seed, self.position.epoch, skip=skip):
+            began, skip = time.monotonic(), self.position.batch
+            epoch = self.loader.shuffled(train.batch, self.config.seed, self.position.epoch, skip=skip)
+            for batch in islice(epoch, batches - skip):
                 self._take_step(batch.x, batch.y)
                 if train.checkpoint_every and self.position.step % train.checkpoint_every == 0:
                     self.save()
-                if self.stop_code:
+                if self.stop_code or time.monotonic() >= deadline:
+                    self._lap("train", began)
                     self.save()
-                    raise InterruptedRun(self.path, self.stop_code)
-            self._end_epoch(time.monotonic() - began)
+                    if self.stop_code:
+                        raise InterruptedRun(self.path, self.stop_code)
+                    return
+            self._end_epoch(self._lap("train", began))
         self.progress.finish()
         if self.config.train.keep == "best" and not self.position.best_epoch:
             raise DivergedError(
@@ -211,7 +232,6 @@ class Trainer:
             **here.epoch_means(),
         }
         self.journal.append({**row, "skipped": here.skipped})
-        self.clock.append({"step": here.step, "epoch": here.epoch, "stage": "train", "seconds": round(seconds, 3)})
         curve = self._curve()
         if curve:
             self.journal.append(curve)
@@ -222,6 +242,12 @@ class Trainer:
         here.epoch, here.batch, here.examples, here.sums = here.epoch + 1, 0, 0, {}
         if not self.config.train.checkpoint_every or here.epoch > self.config.train.epochs:
             self.save()
+
+    def _lap(self, stage: str, began: float) -> float:
+        """Note the wall seconds of a stage of the epoch, or of the part of it that this process did."""
+        here, seconds = self.position, time.monotonic() - began
+        self.clock.append({"step": here.step, "epoch": here.epoch, "stage": stage, "seconds": round(seconds, 3)})
+        return seconds
 
     def _news(self, row: dict[str, Any], curve: dict[str, Any] | None, seconds: float) -> str:
         left = (self.config.train.epochs - row["epoch"]) * seconds
@@ -242,13 +268,8 @@ class Trainer:
         with self._deployed():
             batches = Loader(self.dataset, name, self.device).ordered(500)
             means = mean_terms(self.model, self.objective, batches, fold(self.config.seed, "curve"))
+        self._lap("curve", began)
         here = self.position
-        self.clock.append({
-            "step": here.step,
-            "epoch": here.epoch,
-            "stage": "curve",
-            "seconds": round(time.monotonic() - began, 3),
-        })
         return {
             "step": here.step,
             "epoch": here.epoch,
@@ -288,7 +309,7 @@ class Trainer:
 
     # ---------------------------------------------------------------- state
     def save(self) -> None:
-        """Write the state; the weights too where the last ones are kept, or none were written yet."""
+        """Write the state; the weights too where the last ones are kept, or there are no best ones yet."""
         here = self.position
         here.metrics_offset = self.journal.offset
         optimiser = {
@@ -300,8 +321,15 @@ class Trainer:
         if self.average:
             groups["average"] = self.average.weights
         runs.save_state(self.path, here.step, groups, asdict(here))
-        if self.config.train.keep == "last" or not (self.path / "weights.safetensors").exists():
+        if self.config.train.keep == "last" or not here.best_epoch:
             self._write_weights()
+
+    def kept(self) -> str:
+        """Which weights weights.safetensors holds, in words."""
+        here, best = self.position, self.config.train.keep == "best"
+        if best and here.best_epoch:
+            return f"of epoch {here.best_epoch}, the lowest validation loss so far"
+        return f"of step {here.step}" + (", for no epoch has a validation loss yet" if best else "")
 
     def restore(self) -> None:
         """Put everything back as the newest whole state has it."""
@@ -328,6 +356,7 @@ def train(
     access: Access | None = None,
     device: str = "auto",
     progress: Progress | None = None,
+    seconds: float = math.inf,
 ) -> runs.Run:
     """Train a model and write its run directory.
 
@@ -336,6 +365,7 @@ def train(
         out: the run directory; runs/PRESET-N where it is left out. Never overwritten.
         data: the data, where they are in memory already.
         device: auto, cpu, cuda, cuda:1, mps.
+        seconds: wall time from the first step on, after which the run is stopped, to be resumed or not.
 
     Raises:
         UsageError: for a configuration that does not fit the data, or a place that cannot be written.
@@ -345,9 +375,9 @@ def train(
     """
     where, progress = pick_device(device), progress or Progress()
     dataset = data if data is not None else data_module.load(config.data.name, config.data.params, access)
-    _check(config, dataset)
+    facts = _check(config, dataset)
     path = runs.create(config, out)
-    return _run(path, config, dataset, where, progress, resume=False)
+    return _run(path, config, dataset, facts, where, progress, seconds, resume=False)
 
 
 def resume(
@@ -357,9 +387,10 @@ def resume(
     access: Access | None = None,
     device: str = "auto",
     progress: Progress | None = None,
+    seconds: float = math.inf,
 ) -> runs.Run:
     """Go on with a run from its newest whole state, or from its start where it was stopped before the first one; the result
-    has the same bits as an uninterrupted run.
+    has the same bits as an uninterrupted run. `seconds` as in `train`, counted anew.
 
     Raises:
         DataError: if no state is whole, or the data are not those of the run.
@@ -370,7 +401,8 @@ def resume(
         raise UsageError(f"{path} is finished", remedy=f"Evaluate it with: diabolo evaluate {path}")
     dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
     run.check_data(dataset)
-    return _run(run.path, run.config, dataset, pick_device(device), progress or Progress(), resume=True)
+    facts = _check(run.config, dataset)
+    return _run(run.path, run.config, dataset, facts, pick_device(device), progress or Progress(), seconds, resume=True)
 
 
 def training_source_hash() -> str:
@@ -379,7 +411,15 @@ def training_source_hash() -> str:
 
 
 def _run(
-    path: Path, config: RunConfig, dataset: Dataset, device: torch.device, progress: Progress, *, resume: bool
+    path: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    facts: Facts,
+    device: torch.device,
+    progress: Progress,
+    seconds: float,
+    *,
+    resume: bool,
 ) -> runs.Run:
     with locked(path), logged_to(path / "log.txt"), own_randomness(device):
         runs.sweep(path)
@@ -392,9 +432,12 @@ def _run(
         trainer = None
         try:
             trainer = _prepared(path, config, dataset, device, progress)
+            _say_card(trainer, facts)
             with stopped_by_signals(trainer):
-                trainer.run()
-            status = {"state": "finished", "exit_code": 0, "best_epoch": trainer.position.best_epoch or None}
+                trainer.run(seconds)
+            kept = runs.load_weights(path / "weights.safetensors")
+            card.record(path, kept, config, dataset.spec, facts, runs.AT_THE_END)
+            status = _ended(trainer, seconds)
         except DiaboloError as error:
             state = {DivergedError: "diverged", InterruptedRun: "interrupted"}.get(type(error), "failed")
             status = {"state": state, "exit_code": error.exit_code, "reason": str(error)}
@@ -423,6 +466,29 @@ def _prepared(path: Path, config: RunConfig, dataset: Dataset, device: torch.dev
     return trainer
 
 
+def _ended(trainer: Trainer, seconds: float) -> dict[str, Any]:
+    """The status of a run that came to its end, or to the end of its time."""
+    here, train = trainer.position, trainer.config.train
+    ended = {"exit_code": 0, "best_epoch": here.best_epoch or None}
+    if here.epoch > train.epochs:
+        return {"state": "finished", **ended}
+    reason, kept = f"time: {written(seconds)}", trainer.kept()
+    news = f"stopped ({reason}) at epoch {here.epoch}/{train.epochs}, step {here.step}; kept: the weights {kept}"
+    logger.info(news)
+    trainer.progress.say(f"{news}\ngo on with: diabolo train --resume {trainer.path}")
+    return {"state": "stopped", "reason": reason, "weights": kept, **ended}
+
+
+def _say_card(trainer: Trainer, facts: Facts) -> None:
+    """Say what the loss is, once in a run."""
+    if (trainer.path / "loss_card.json").exists():
+        return
+    found = card.record(trainer.path, trainer.model, trainer.config, trainer.dataset.spec, facts, runs.AT_THE_START)
+    for line in found.lines():
+        logger.info(line)
+        trainer.progress.say(line)
+
+
 def _closed(trainer: Trainer | None) -> dict[str, int]:
     """Close the journals; how far the run came."""
     if trainer is None:
@@ -443,13 +509,17 @@ def _describe(path: Path, config: RunConfig, dataset: Dataset, device: torch.dev
     runs.write_json(path / "env.json", {**environment(device), **data})
 
 
-def _check(config: RunConfig, dataset: Dataset) -> None:
+def _check(config: RunConfig, dataset: Dataset) -> Facts:
+    """What the values are; refused, before a run directory is made, is what does not fit."""
     if config.train.keep == "best" and (dataset.validation is None or config.train.curve != "validation"):
         raise UsageError(
             "train.keep=best has nothing to decide by",
             "The best weights are those with the lowest validation loss.",
             "Take train.keep=last, or data.validation above 0 and train.curve=validation.",
         )
-    with torch.device("meta"):  # shapes alone, before a run directory is made
+    facts, likelihood = scan(dataset), config.model.likelihood.name
+    check(facts, dataset.spec.name, likelihood, card.accepted(likelihood))
+    with torch.device("meta"):  # shapes alone
         model = build_model(config.model.to_dict(), dataset.spec)
     check_objective(model, build_objective(config.objective.to_dict(), dataset.spec))
+    return facts

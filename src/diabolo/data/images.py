@@ -162,6 +162,21 @@ def read_checked(path: str, size: int, colour: Colour, say: Callable[[str], None
     return reading
 
 
+def read_image(path: Path, size: int, colour: Colour) -> Picture:
+    """Read one image, which lies anywhere, as a square of `size` in grey or RGB.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        picture = _read(path, path.parent, size, grey=colour == "grey")
+    except _Unreadable as error:
+        raise DataError(
+            f"{path} cannot be read as an image", f"{error}.", "Accepted are JPEG, PNG and WebP."
+        ) from error
+    return _as(picture, colour == "grey")
+
+
 _ACCEPTED = "Accepted are JPEG, PNG and WebP files (.jpg .jpeg .png .webp), in the folder or in folders below it."
 
 

@@ -12,7 +12,7 @@ from diabolo import registry
 from diabolo.data import sources
 from diabolo.data.access import Access
 from diabolo.data.catalogue import COLLECTIONS, Collection
-from diabolo.data.fetching import sha256
+from diabolo.data.placing import sha256
 from diabolo.errors import UsageError
 
 if TYPE_CHECKING:

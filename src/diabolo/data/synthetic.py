@@ -1,8 +1,9 @@
-"""Data drawn from a linear-Gaussian model: log p(x) is known exactly."""
+"""Data made in code: from a linear-Gaussian model, where log p(x) is known exactly, and around a spiral, a known manifold."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -73,3 +74,67 @@ def _draw(weight: Tensor, bias: Tensor, sigma: float, count: int, seed: int) -> 
     z = torch.randn(count, weight.shape[1], generator=generator, dtype=torch.float64)
     noise = torch.randn(count, weight.shape[0], generator=generator, dtype=torch.float64)
     return (z @ weight.T + bias + sigma * noise).float()
+
+
+# ------------------------------------------------------------------------------------------------ a spiral
+@register("dataset", "spiral")
+def spiral(access: Access, turns: float = 1.0, sigma: float = 0.05, examples: int = 20000, seed: int = 0) -> Dataset:
+    """Spiral: points of the plane near a spiral from radius 0.3 to 1, evenly along it, with Gaussian noise of `sigma`.
+
+        x = r(t) (cos 2 pi turns t, sin 2 pi turns t) + sigma e,  r(t) = 0.3 + 0.7 t
+
+    `examples` vectors (N, 2) for training, a fifth as many for validation and for test. The curve without noise is the manifold
+    that an autoencoder should find: `spiral_curve` with the same `turns`.
+
+    Raises:
+        UsageError: for sizes that make no such data.
+    """
+    if examples < 1:
+        raise UsageError(f"examples={examples}: at least 1")
+    if sigma < 0:
+        raise UsageError(f"sigma={sigma}: at least 0")
+    drawn = {
+        name: _around(turns, sigma, count, fold(seed, "spiral", name))
+        for name, count in (("train", examples), ("validation", -(-examples // 5)), ("test", -(-examples // 5)))
+    }
+    return Dataset(
+        spec=DataSpec(name="spiral", shape=(2,), values="real", examples=examples),
+        train=Split("train", drawn["train"]),
+        validation=Split("validation", drawn["validation"]),
+        test=Split("test", drawn["test"]),
+        hashes={name: hashlib.sha256(x.numpy().tobytes()).hexdigest() for name, x in drawn.items()},
+        note=f"drawn around a spiral of {turns:g} turns with noise of {sigma:g}",
+    )
+
+
+def spiral_curve(turns: float = 1.0, points: int = 2000) -> Tensor:
+    """Points (n, 2) float64 of the spiral without noise, from the inner end to the outer one, evenly along it.
+
+    Raises:
+        UsageError: unless turns > 0.
+    """
+    return _at(turns, torch.linspace(0, 1, points, dtype=torch.float64))
+
+
+def _at(turns: float, share: Tensor) -> Tensor:
+    """The points (n, 2) at shares (n,) of the spiral's length, which is summed over short chords.
+
+    Raises:
+        UsageError: unless turns > 0.
+    """
+    if not 0 < turns < math.inf:
+        raise UsageError(f"turns={turns}: greater than 0")
+    t = torch.linspace(0, 1, 10001, dtype=torch.float64)
+    radius, angle = 0.3 + 0.7 * t, 2 * math.pi * turns * t
+    curve = torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
+    length = torch.cat([torch.zeros(1, dtype=torch.float64), (curve[1:] - curve[:-1]).norm(dim=1).cumsum(0)])
+    wanted = share * length[-1]
+    after = torch.searchsorted(length, wanted).clamp(1, 10000)
+    part = (wanted - length[after - 1]) / (length[after] - length[after - 1])
+    return curve[after - 1].lerp(curve[after], part[:, None])
+
+
+def _around(turns: float, sigma: float, count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.rand(count, generator=generator, dtype=torch.float64)
+    return (_at(turns, share) + sigma * torch.randn(count, 2, generator=generator, dtype=torch.float64)).float()

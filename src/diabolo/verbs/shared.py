@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from diabolo.runs import Run
     from diabolo.terminal import TerminalProgress
 
-Source = Annotated[Path | None, Parameter(help="A .npy or .npz file with examples; left out, the run's own data.")]
+Source = Annotated[
+    Path | None,
+    Parameter(help="Examples: a .npy or .npz file, an image or a folder of images; left out, the run's own data."),
+]
 SplitName = Annotated[
     Literal["test", "validation", "train"] | None,
     Parameter(name="--split", help="A split of the run's own data (test)."),
@@ -54,6 +57,22 @@ def ready(
             raise UsageError(f"{out} exists already", remedy="Choose another --out, or add --overwrite.")
     import_modules(modules)
     existing_run(run)
+
+
+def check_file(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+    """Refuse a name that no file should be written to."""
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{path} is refused", f"The name of OUT must end in {' or '.join(suffixes)}.")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists already", remedy="Choose another name, or add --overwrite.")
+
+
+def check_target(out: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+    """Refuse an OUT that is a file of another kind, or a folder (a name without a suffix) that holds something."""
+    if out.suffix:
+        check_file(out, suffixes, overwrite)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists already", "A folder of images is never mixed with another.", "Choose another.")
 
 
 def at_least(name: str, value: int, least: int) -> None:
