@@ -171,17 +171,7 @@ def train(
                 _report(run, options, lang, data)
                 measured.append(run)
             finished.append(run)
-    if as_json:
-        print(json.dumps({str(run.path): run.evaluation() if run in measured else run.status for run in finished}))
-        return 0
-    _print_evaluations(measured)
-    for run in finished:
-        print(f"run: {run.path}")
-        if run in measured:
-            print(f"report: {run.path / 'report.html'}")
-        if run.config.train.smoke:
-            _say("smoke run: everything works; its numbers mean nothing")
-    return 0
+    return _show_trained(finished, measured, as_json)
 
 
 @app.command
@@ -426,6 +416,20 @@ def _choice(
     _say(f"chosen for {choices.facts_of(choice.reading)}, and repeated by:")
     _say(f"  {choice.command}")
     return choice
+
+
+def _show_trained(finished: Sequence[Run], measured: Sequence[Run], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({str(run.path): run.evaluation() if run in measured else run.status for run in finished}))
+        return 0
+    _print_evaluations(measured)
+    for run in finished:
+        print(f"run: {run.path}")
+        if run in measured:
+            print(f"report: {run.path / 'report.html'}")
+        if run.config.train.smoke:
+            _say("smoke run: everything works; its numbers mean nothing")
+    return 0
 
 
 def _measurable(run: Run) -> bool:
