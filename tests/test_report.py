@@ -165,7 +165,11 @@ def make_fake_run(folder, name, *, normalised, width=400, latent=20, seed=0, n=2
         "torch": "2.13.0",
         "platform": "Linux",
         "processor": "a CPU",
-        "data": {"hashes": {"train-images": "a" * 64, "test-images": "b" * 64}, "note": "as given"},
+        "data": {
+            "spec": {"shape": [1, 28, 28]},
+            "hashes": {"train-images": "a" * 64, "test-images": "b" * 64},
+            "note": "as given",
+        },
         "cores": 2,
         "threads": 2,
         "device": "cpu",

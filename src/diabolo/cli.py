@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
+from diabolo import choices, durations, language, listings, registry, verbs
 from diabolo import config as configuration
-from diabolo import durations, language, listings, registry, verbs
 from diabolo.data.access import Access
 from diabolo.errors import DiaboloError, UsageError, did_you_mean
 from diabolo.listings import megabytes
@@ -32,6 +33,7 @@ from diabolo.options import say as _say
 from diabolo.progress import Progress
 
 if TYPE_CHECKING:
+    from diabolo.data import Dataset
     from diabolo.evaluation import Settings
     from diabolo.runs import Run
 
@@ -113,7 +115,10 @@ def reproduce(
 @app.command
 def train(
     preset: Annotated[
-        str | None, Parameter(help="A preset (see `diabolo list`), or the config.json of a run to repeat.")
+        str | None,
+        Parameter(
+            help="A preset (see `diabolo list`), folder:PATH with your own images, or a run's config.json to repeat."
+        ),
     ] = None,
     /,
     *overrides: Override,
@@ -136,38 +141,37 @@ def train(
     as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> int:
-    """Train a preset, then evaluate it and write its report; seed=0,1,2 makes one run each."""
+    """Train a preset, then evaluate it and write its report; seed=0,1,2 makes one run each.
+
+    For folder:PATH the preset and what fits the folder are chosen, and printed as the command that repeats the run.
+    """
     _import(import_)
     language.check(lang)
     if smoke:
         overrides = _smoke_overrides(overrides, time, resume)
+    access, limit = options.access(), math.inf if time is None else durations.seconds(time)
+    choice = _choice(preset, overrides, out, resume)
+    if choice:
+        preset, overrides = choices.PRESET, choice.overrides
     plans = _train_plans(preset, overrides, out, resume)
-    limit = math.inf if time is None else durations.seconds(time)
-    options.access()
+    data = choice.dataset(_say) if choice else None
     from diabolo import evaluation, training
 
-    finished = []
+    finished, measured = [], []
     with _progress() as progress:
         for config, place in plans:
-            how: dict[str, Any] = {"access": options.access(), "device": device, "progress": progress, "seconds": limit}
-            run = training.resume(place, **how) if config is None else training.train(config, out=place, **how)
-            if evaluate_after:
+            how: dict[str, Any] = {"access": access, "device": device, "progress": progress, "seconds": limit}
+            if config is None:
+                run = training.resume(place, **how)
+            else:
+                run = training.train(config, out=place, data=data, **how)
+            if evaluate_after and _measurable(run):
                 settings = evaluation.SMOKE if run.config.train.smoke else evaluation.Settings()
-                _evaluate(run, settings, options, device, progress)
-                _report(run, options, lang)
+                _evaluate(run, settings, options, device, progress, data)
+                _report(run, options, lang, data)
+                measured.append(run)
             finished.append(run)
-    if as_json:
-        print(json.dumps({str(run.path): run.evaluation() if evaluate_after else run.status for run in finished}))
-        return 0
-    if evaluate_after:
-        _print_evaluations(finished)
-    for run in finished:
-        print(f"run: {run.path}")
-        if evaluate_after:
-            print(f"report: {run.path / 'report.html'}")
-        if run.config.train.smoke:
-            _say("smoke run: everything works; its numbers mean nothing")
-    return 0
+    return _show_trained(finished, measured, as_json)
 
 
 @app.command
@@ -266,15 +270,16 @@ def list_(*, as_json: Json = False) -> int:
 
 @app.command(name="config")
 def config_(
-    preset: str,
+    preset: Annotated[str, Parameter(help="A preset, folder:PATH, or a run's config.json.")],
     /,
     *overrides: Override,
     import_: Imports = (),
     as_json: Json = False,
 ) -> int:
-    """Print the resolved configuration, each value with its origin."""
+    """Print the resolved configuration, each value with its origin; of folder:PATH, what would be chosen."""
     _import(import_)
-    resolved = _resolve(preset, overrides)
+    choice = _choice(preset, overrides)
+    resolved = choice.resolved() if choice else _resolve(preset, overrides)
     if as_json:
         print(json.dumps(resolved.config.to_dict(), indent=1))
         return 0
@@ -346,7 +351,7 @@ def data_check(path: Path, /, *, as_json: Json = False) -> int:
         print(reading.note())
         for name, reason in reading.found.skipped:
             print(f"skipped  {name}  {reason}")
-        print(f"Train on it with: diabolo train vae data=folder:{path}" if reading.tolerable else _INTOLERABLE)
+        print(f"Train on it with: diabolo train {shlex.quote(f'folder:{path}')}" if reading.tolerable else _INTOLERABLE)
     return 0 if reading.tolerable else 3
 
 
@@ -371,7 +376,7 @@ def _train_plans(
         raise UsageError(
             "train needs a preset",
             f"There are: {', '.join(configuration.preset_names())}.",
-            "For example: diabolo train vae",
+            "For example: diabolo train vae, or your own images with: diabolo train folder:PATH",
         )
     seeds = next((text.partition("=")[2].split(",") for text in overrides if text.startswith("seed=")), None)
     if not seeds or len(seeds) == 1:
@@ -399,27 +404,71 @@ def _smoke_overrides(overrides: Sequence[str], time: str | None, resume: Path | 
     return (*overrides, "train.epochs=1", "train.smoke=true")
 
 
+def _choice(
+    word: str | None, overrides: Sequence[str], out: Path | None = None, resume: Path | None = None
+) -> choices.Choice | None:
+    """What is chosen for folder:PATH, and said; None for any other word. Wrong words are refused before the folder is read."""
+    if word is None or not choices.is_folder(word) or resume:
+        return None
+    choices.refuse_other_data(word, overrides)
+    _train_plans(choices.PRESET, [f"data={word}", *overrides], out, None)
+    choice = choices.for_folder(word, overrides, _say)
+    _say(f"chosen for {choices.facts_of(choice.reading)}, and repeated by:")
+    _say(f"  {choice.command}")
+    return choice
+
+
+def _show_trained(finished: Sequence[Run], measured: Sequence[Run], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({str(run.path): run.evaluation() if run in measured else run.status for run in finished}))
+        return 0
+    _print_evaluations(measured)
+    for run in finished:
+        print(f"run: {run.path}")
+        if run in measured:
+            print(f"report: {run.path / 'report.html'}")
+        if run.config.train.smoke:
+            _say("smoke run: everything works; its numbers mean nothing")
+    return 0
+
+
+def _measurable(run: Run) -> bool:
+    """Whether the test split has a standard error; where it has none, say what can be looked at instead."""
+    if run.env["data"]["splits"]["test"] > 1:
+        return True
+    _say("not evaluated, and no report: the test split has one example, and one example has no standard error")
+    _say(f"  the run is kept; look at: diabolo reconstruct {shlex.quote(str(run.path))} --split train")
+    return False
+
+
 def _resolve(preset: str, overrides: Sequence[str]) -> configuration.Resolved:
     if preset.endswith(".json"):
         return configuration.from_dict(configuration.read_json(Path(preset)), overrides)
     return configuration.resolve(preset, overrides)
 
 
-def _evaluate(run: Run, settings: Settings, options: DataOptions, device: str, progress: Progress) -> dict[str, Any]:
+def _evaluate(
+    run: Run,
+    settings: Settings,
+    options: DataOptions,
+    device: str,
+    progress: Progress,
+    dataset: Dataset | None = None,
+) -> dict[str, Any]:
     from diabolo import evaluation
 
     progress.say(f"evaluating {run.path} on the {settings.split} split")
-    return evaluation.evaluate(run, settings, access=options.access(), device=device, progress=progress)
+    return evaluation.evaluate(run, settings, data=dataset, access=options.access(), device=device, progress=progress)
 
 
-def _report(run: Run, options: DataOptions, lang: str) -> Path:
+def _report(run: Run, options: DataOptions, lang: str, dataset: Dataset | None = None) -> Path:
     from diabolo import data
     from diabolo.pictures import pictures
     from diabolo.report import write_run_report
 
     if run.config.data.name == "tensor":  # in memory when it was trained: no pictures of it can be drawn now
         return write_run_report(run, None, classes=run.env["data"]["spec"]["classes"], lang=lang)
-    dataset = data.load(run.config.data.name, run.config.data.params, options.access())
+    dataset = dataset or data.load(run.config.data.name, run.config.data.params, options.access())
     shown = pictures(run.model(), dataset) if len(dataset.spec.shape) == 3 else None
     return write_run_report(run, shown, classes=dataset.spec.classes, lang=lang)
 

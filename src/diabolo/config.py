@@ -137,12 +137,6 @@ def read_preset(name: str) -> dict[str, Any]:
             "The word after `train` says how to train.",
             f"Train on it with: diabolo train vae data={name}",
         )
-    if name.startswith("folder:"):
-        raise UsageError(
-            f"{name!r} is a data set, not a preset",
-            "The word after `train` says how to train.",
-            f"Train on it with: diabolo train vae data={name}",
-        )
     raise UsageError(f"unknown preset {name!r}", did_you_mean(name, preset_names()), "See them with: diabolo list")
 
 

@@ -360,6 +360,7 @@ def _about(
         "likelihood": likelihood,
         "family": kind.family,
         "normalised": kind.normalised,
+        "sigma": getattr(run.model().likelihood, "sigma", None),
         "bound": "elbo" if evidence.elbo is not None else "none",
         "entropy_floor": entropy_floor(split.values).mean().item() if floored else None,
         "seconds": seconds,

@@ -62,7 +62,8 @@ def evaluation_tables(finished: Sequence[Run]) -> Iterator[tuple[str, Table, str
         about = result["about"]
         label = "" if about["normalised"] else ", unnormalised"
         kind = "" if about["bound"] == "elbo" else ", no bound: a plain autoencoder"
-        data = f"data {about['data']}, {about['split']} split, {about['values']} values"
+        values = kind_of_values(about["values"], run.env["data"]["spec"]["shape"])
+        data = f"data {about['data']}, {about['split']} split, {values} values"
         groups.setdefault(f"{data}, likelihood {about['likelihood']}{label}{kind}, n = {about['n']:,}", []).append((
             run,
             result,
@@ -115,6 +116,11 @@ def _cells(result: Mapping[str, Any]) -> list[str]:
 
 def _code_cells(result: Mapping[str, Any]) -> list[str]:
     return [_shown(result, "distortion", 2), _shown(result, "mse_mean", 4)]
+
+
+def kind_of_values(values: str, shape: Sequence[int]) -> str:
+    """How people call an example's values: levels k/255 in three channels are RGB."""
+    return "RGB" if values == "grey" and len(shape) == 3 and shape[0] == 3 else values
 
 
 def megabytes(count: int) -> str:

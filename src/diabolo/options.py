@@ -48,7 +48,7 @@ class DataOptions:
 
 
 def _stderr() -> Console:
-    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)  # :cat: may stand in a path
 
 
 def say(text: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diabolo import language, plots, tables
 from diabolo.language import joined, say
+from diabolo.listings import kind_of_values
 from diabolo.runs import Run, write_bytes
 from diabolo.tables import Reading
 
@@ -105,10 +106,13 @@ def facts_of(reading: Reading, **changed: str) -> Facts:
     """What a caption says of a run's figure; `changed` replaces split, unit, n or seed."""
     about = reading.about
     given = {"split": about["split"], "unit": reading.unit, "n": f"{about['n']:,}"} | changed
-    data = about["data"]
+    data, likelihood, sigma = about["data"], about["likelihood"], about.get("sigma")
     if about["values"] != "real":
-        data = say("{data}, {values} pixels", data=data, values=tables.word(about["values"]))
-    return Facts(data=data, likelihood=about["likelihood"], normalised=reading.normalised, **given)
+        values = tables.word(kind_of_values(about["values"], reading.env["data"]["spec"]["shape"]))
+        data = say("{data}, {values} pixels", data=data, values=values)
+    if sigma is not None:  # of a Gaussian with one standard deviation
+        likelihood = say("{likelihood} with sigma = {sigma}", likelihood=likelihood, sigma=f"{sigma:.4g}")
+    return Facts(data=data, likelihood=likelihood, normalised=reading.normalised, **given)
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ class Panel:
     svg: Markup = Markup("")
     image: str = ""
     alt: str = ""
+    fine: bool = False  # an image of many pixels, to be scaled smoothly
     said: Sequence[str] = ()
 
 
@@ -212,20 +217,43 @@ def _k_curve(key: str, readings: Sequence[Reading]) -> Panel:
     return drawing("", key, label, plots.sample_curves(curves, f"log p(x), {unit}"))
 
 
+#: Images with larger sides than this are drawn in fewer columns, so that no pixel is lost on the page.
+_SMALL_SIDE = 32
+
+
+def _columns(pictures: Pictures) -> int:
+    return 8 if pictures.real.shape[-1] <= _SMALL_SIDE else 4
+
+
+def _that_fit(pictures: Pictures) -> Pictures:
+    """The first eight rows: 64 small images, 32 large ones."""
+    n, generated = 8 * _columns(pictures), pictures.generated
+    return Pictures(
+        real=pictures.real[:n],
+        reconstructed=pictures.reconstructed[:n],
+        generated=None if generated is None else generated[:n],
+        seed=pictures.seed,
+    )
+
+
 def _grids(title: str, pictures: Pictures) -> list[Panel]:
-    n = len(pictures.real)
+    n, columns = len(pictures.real), _columns(pictures)
+
+    def grid(heading: str, images: Tensor, alt: str) -> Panel:
+        return Panel(heading, image=plots.image_grid(images, columns), alt=alt, fine=columns < 8)
+
     panels = [
-        Panel(say("Real"), image=plots.image_grid(pictures.real), alt=say("{n} real test images", n=n)),
-        Panel(
+        grid(say("Real"), pictures.real, say("{n} real test images", n=n)),
+        grid(
             say("Reconstructed"),
-            image=plots.image_grid(pictures.reconstructed),
-            alt=say("The same images, reconstructed by {title}", title=title),
+            pictures.reconstructed,
+            say("The same images, reconstructed by {title}", title=title),
         ),
     ]
     if pictures.generated is None:
         return panels
     alt = say("{n} images from {title}", n=len(pictures.generated), title=title)
-    return [*panels, Panel(say("Generated"), image=plots.image_grid(pictures.generated), alt=alt)]
+    return [*panels, grid(say("Generated"), pictures.generated, alt)]
 
 
 def _picture_facts(reading: Reading, pictures: Pictures) -> Facts:
@@ -401,6 +429,7 @@ def write_run_report(
     e = reading.evaluation
     grids = pictures is not None and pictures.real.ndim == 4 and pictures.real.shape[1] in (1, 3)
     network = None if pictures is None else architecture("architecture", reading, pictures.real[0].numel())
+    pictures = _that_fit(pictures) if grids and pictures is not None else pictures
     return write_template(
         "run.html.j2",
         out or run.path / "report.html",

@@ -272,6 +272,7 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
         "binarize": dataset.binarize,
         "splits": splits,
         "note": dataset.note,
+        "warning": dataset.warning,
     }
 
 

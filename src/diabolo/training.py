@@ -425,6 +425,8 @@ def _run(
         runs.sweep(path)
         if not resume:
             _describe(path, config, dataset, device)
+            if dataset.warning:
+                logger.warning("%s", dataset.warning)
         status: dict[str, Any] = {"state": "running", "exit_code": None}
         runs.write_json(path / "status.json", status)
         trainer = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -10,15 +11,16 @@ import torch
 from torch import Tensor
 
 from diabolo.data.access import Access
-from diabolo.data.images import Picture, Reading, class_names, read_folder, refusal
+from diabolo.data.images import SIDES, Picture, Reading, class_names, read_checked
 from diabolo.data.spec import Dataset, DataSpec, Split
 from diabolo.errors import DataError, UsageError
 from diabolo.registry import register
 
-_SIDES = (8, 512)
 #: Cuts of the unit interval: 80 % train, 10 % validation, 10 % test.
 _CUTS = (0.8, 0.9)
 _LARGEST = 4 << 30
+#: Below so many images a model is warned of.
+FEW = 100
 
 
 @register("dataset", "folder")
@@ -34,18 +36,21 @@ def folder(access: Access, path: str, size: int = 0, colour: Literal["auto", "gr
         UsageError: for a size out of range, or one that needs too much memory.
         DataError: if there is no such folder, more than 1 % of its images cannot be read, or fewer than 3 differ.
     """
-    if size != 0 and not _SIDES[0] <= size <= _SIDES[1]:
-        raise UsageError(f"size={size}: from {_SIDES[0]} to {_SIDES[1]}, or 0 to have it chosen")
-    if not path:
-        raise UsageError("path is empty", remedy="Name the folder: data=folder:PATH")
-    reading = read_folder(path, size, colour, access.say)
-    if not reading.tolerable:
-        raise refusal(reading)
+    return dataset(read_checked(path, size, colour, access.say), access.say)
+
+
+def dataset(reading: Reading, say: Callable[[str], None]) -> Dataset:
+    """The data set of a folder that was read; `say` is told what the note says.
+
+    Raises:
+        UsageError: if it needs too much memory.
+        DataError: if fewer than 3 of its images differ.
+    """
     values = _values(reading)
     numbers, classes = _classes(reading.pictures)
     index = _split(reading)
     parts = {name: _part(name, values, numbers, chosen) for name, chosen in index.items()}
-    access.say(note := _note(reading, classes, index))
+    say(note := _note(reading, classes, index))
     return Dataset(
         spec=DataSpec(
             name="folder",
@@ -59,6 +64,7 @@ def folder(access: Access, path: str, size: int = 0, colour: Literal["auto", "gr
         test=parts["test"],
         hashes=_hashes(parts, classes),
         note=note,
+        warning=_warning(parts),
     )
 
 
@@ -68,7 +74,7 @@ def _values(reading: Reading) -> Tensor:
         raise UsageError(
             f"{len(reading.pictures):,} images of {reading.size}x{reading.size} need {needed / 1e9:.1f} GB of memory",
             f"At most {_LARGEST / 1e9:.1f} GB are used.",
-            f"Take a smaller data.size, for example data.size={max(_SIDES[0], reading.size // 2)}.",
+            f"Take a smaller data.size, for example data.size={max(SIDES[0], reading.size // 2)}.",
         )
     levels = np.stack([picture.levels for picture in reading.pictures])
     stacked = torch.from_numpy(levels)
@@ -88,7 +94,8 @@ def _classes(pictures: list[Picture]) -> tuple[Tensor | None, tuple[str, ...]]:
 def _split(reading: Reading) -> dict[str, Tensor]:
     """Positions of each split, in order. Images with the same pixels share the key of the one with the least SHA-256.
 
-    No split is empty: where chance leaves one so, the nearest images in the order of the keys are moved into it.
+    No split is empty, and from 6 different images on none has fewer than 2, the least that has a standard error: where chance
+    leaves it so, the nearest images in the order of the keys are moved into it.
     """
     pixels = [hashlib.sha256(picture.levels.tobytes()).digest() for picture in reading.pictures]
     keys: dict[bytes, str] = {}
@@ -101,9 +108,9 @@ def _split(reading: Reading) -> dict[str, Tensor]:
             "At least 3 are needed: one each to train on, to validate and to test.",
         )
     first, second = (sum(_unit(key) < cut for key in keys.values()) for cut in _CUTS)
-    second = min(second, len(order) - 1)
-    first = max(min(first, second - 1), 1)
-    second = max(second, first + 1)
+    least = 2 if len(order) >= 6 else 1
+    second = min(max(second, 2 * least), len(order) - least)
+    first = min(max(first, least), second - least)
     place = {look: int(rank >= first) + int(rank >= second) for rank, look in enumerate(order)}
     chosen = torch.tensor([place[look] for look in pixels])
     return {name: (chosen == i).nonzero().flatten() for i, name in enumerate(("train", "validation", "test"))}
@@ -127,6 +134,19 @@ def _hashes(parts: dict[str, Split], classes: tuple[str, ...]) -> dict[str, str]
             text = "\n".join(classes[i] for i in part.labels.tolist())
             found[f"{name} labels"] = hashlib.sha256(text.encode()).hexdigest()
     return found
+
+
+def _warning(parts: dict[str, Split]) -> str:
+    """What a folder of few images leads to, and where it shows; "" for one that is large enough."""
+    count = sum(map(len, parts.values()))
+    if count >= FEW:
+        return ""
+    return (
+        f"{count} images are few: the model will memorise the {len(parts['train'])} it trains on, that is, draw them well "
+        "and others badly. It shows where the held-out loss parts from the train loss and rises, and in the "
+        "reconstructions of test images: look at these two. "
+        f"{FEW} images are the least, some thousands are better."
+    )
 
 
 def _note(reading: Reading, classes: tuple[str, ...], index: dict[str, Tensor]) -> str:

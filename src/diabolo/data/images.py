@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from diabolo.errors import DataError
+from diabolo.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +37,8 @@ MAX_BYTES = 1 << 28
 #: More unreadable files than this fraction is an error.
 TOLERATED = 0.01
 _LARGE, _SMALL = 64, 32
+#: The least and the largest side of the squares.
+SIDES = (8, 512)
 _LISTED = 10
 #: Lossy WebP and JPEG tint a grey pixel by up to some levels.
 _TINT = 8
@@ -141,6 +143,23 @@ def read_folder(
         raise DataError(f"{found.root} holds no readable image", _nothing(found), _ACCEPTED)
     grey = colour == "grey" or (colour == "auto" and all(map(_is_grey, pictures)))
     return Reading(found, [_as(picture, grey) for picture in pictures], size, 1 if grey else 3)
+
+
+def read_checked(path: str, size: int, colour: Colour, say: Callable[[str], None]) -> Reading:
+    """Read a folder that is to become a data set.
+
+    Raises:
+        UsageError: for an empty path or a size out of range.
+        DataError: if there is no such folder, no readable image in it, or more than 1 % of its images cannot be read.
+    """
+    if size != 0 and not SIDES[0] <= size <= SIDES[1]:
+        raise UsageError(f"size={size}: from {SIDES[0]} to {SIDES[1]}, or 0 to have it chosen")
+    if not path:
+        raise UsageError("path is empty", remedy="Name the folder: data=folder:PATH")
+    reading = read_folder(path, size, colour, say)
+    if not reading.tolerable:
+        raise refusal(reading)
+    return reading
 
 
 def read_image(path: Path, size: int, colour: Colour) -> Picture:

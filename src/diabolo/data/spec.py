@@ -58,7 +58,8 @@ class Batch:
 @dataclass(frozen=True)
 class Dataset:
     """A data set in memory. `binarize`: pixels are drawn as Bernoulli(k/255), anew each epoch for training, once and for all
-    for evaluation. `hashes`: SHA-256 of the decoded content by file or split; `note` says how values were read."""
+    for evaluation. `hashes`: SHA-256 of the decoded content by file or split; `note` says how values were read, `warning`
+    what to know before training on them."""
 
     spec: DataSpec
     train: Split
@@ -67,6 +68,7 @@ class Dataset:
     binarize: bool = False
     hashes: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    warning: str = ""
 
     @property
     def hash(self) -> str:

@@ -73,6 +73,11 @@ class GaussianLikelihood(Likelihood):
         else:
             self.register_buffer("log_scale", log_scale)
 
+    @property
+    def sigma(self) -> float:
+        """The standard deviation in use."""
+        return math.exp(self.log_scale.item())
+
     def forward(self, params: Tensor) -> Distribution:
         return Independent(Normal(float32(params), self.log_scale.exp()), params.ndim - 2)
 
@@ -107,6 +112,11 @@ class OptimalGaussianLikelihood(Likelihood):
         self.variance: Tensor
         self.steps: Tensor
         self._error: Tensor | None = None
+
+    @property
+    def sigma(self) -> float:
+        """The standard deviation in use."""
+        return math.sqrt(self.variance.item())
 
     def forward(self, params: Tensor) -> Distribution:
         return _Watched(Normal(float32(params), self.variance.sqrt()), params.ndim - 2, self._watch)
