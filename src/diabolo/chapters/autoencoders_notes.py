@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diabolo.denoising import AS_IT_IS, FILTERS
+from diabolo.denoising import AS_IT_IS
 from diabolo.language import joined, say
 from diabolo.report import Note
 from diabolo.tables import number, signed
@@ -35,10 +35,26 @@ KINDS = {
 }
 METHODS = {
     AS_IT_IS: say("noisy image as it is, clipped"),
-    **{name: say(name) for name in FILTERS},
+    "Gaussian filter": say("Gaussian filter"),
+    "median filter": say("median filter"),
     "autoencoder": say("autoencoder, d = 20, never saw noise"),
     "denoising": say("denoising autoencoder, d = 20, trained on Gaussian noise of 0.3"),
     "VAE": say("VAE, d = 20, at the posterior mean"),
+}
+
+
+LAYERS = {
+    "plain": say("plain"),
+    "denoising, Gaussian": say("denoising, Gaussian"),
+    "denoising, masking": say("denoising, masking"),
+    "denoising, salt and pepper": say("denoising, salt and pepper"),
+    "contractive": say("contractive"),
+    AS_IT_IS: say("nothing: the noisy image as it is"),
+}
+NOISES = {
+    "Gaussian, sd 0.3": say("Gaussian, sd 0.3"),
+    "masking, 25 %": say("masking, 25 %"),
+    "salt and pepper, 20 %": say("salt and pepper, 20 %"),
 }
 
 
@@ -213,7 +229,13 @@ def _linear(found: Found) -> Note:
 def _invariant(found: Found) -> Note:
     rows = found["layers"]
     order = sorted(rows, key=lambda name: rows[name]["spectrum"]["frobenius"])
-    told = ", ".join(f"{name} {number(rows[name]['spectrum']['frobenius'], 2)}" for name in order)
+    told = joined(
+        "{before}; {after}",
+        [
+            say("{name}: {norm}", name=LAYERS[name], norm=number(rows[name]["spectrum"]["frobenius"], 2))
+            for name in order
+        ],
+    )
     probe = max(rows, key=lambda name: rows[name]["probe"]["value"])
     return Note(
         3,
@@ -221,7 +243,7 @@ def _invariant(found: Found) -> Note:
         say(
             "||J|| in the mean: {told}. The best linear probe is that of: {probe} ({accuracy}).",
             told=told,
-            probe=say(probe),
+            probe=LAYERS[probe],
             accuracy=_mean(rows[probe]["probe"], 4),
         ),
         say(

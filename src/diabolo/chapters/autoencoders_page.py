@@ -160,15 +160,18 @@ def _layers(measured: Measured) -> dict[str, Any]:
     axes = say("singular value, largest first"), say("mean over images")
     strips = [
         (
-            met,
+            notes.NOISES[met],
             [
                 _grid(say("Clean"), pictures["clean"], say("clean test images"), _SHOWN),
                 _grid(
-                    say("Noisy"), pictures[f"noisy-{kind}"], say("the same images with noise: {kind}", kind=met), _SHOWN
+                    say("Noisy"),
+                    pictures[f"noisy-{kind}"],
+                    say("the same images with noise: {kind}", kind=notes.NOISES[met]),
+                    _SHOWN,
                 ),
                 *[
                     _grid(say("Restored: {title}", title=title), pictures[f"restored-{kind}-{name}"], title, _SHOWN)
-                    for title, name in LAYERS.items()
+                    for title, name in _layer_titles()
                 ],
             ],
         )
@@ -176,10 +179,10 @@ def _layers(measured: Measured) -> dict[str, Any]:
     ]
     return {
         "spectrum": drawing("", "spectrum", label, plots.lines(curves, *axes, log_y=True, markers=False)),
-        "key": _key([say(title) for title in LAYERS]),
+        "key": _key([notes.LAYERS[title] for title in LAYERS]),
         "table": [
             (
-                title,
+                notes.LAYERS[title],
                 number(row["spectrum"]["frobenius"], 3) + " \u00b1 " + number(row["spectrum"]["frobenius_se"], 3),
                 number(row["robustness"]["spread"], 4) + " \u00b1 " + number(row["robustness"]["spread_se"], 4),
                 _plus(row["probe"], 4),
@@ -191,12 +194,17 @@ def _layers(measured: Measured) -> dict[str, Any]:
         "probe_n": f"{next(iter(found.values()))['probe']['n']:,}",
         "fitted_to": f"{next(iter(found.values()))['probe']['fitted_to']:,}",
         "level": f"{next(iter(found.values()))['robustness']['level']:g}",
-        "filters": [_grid(title, pictures[f"filters-{name}"], title) for title, name in LAYERS.items()],
+        "filters": [_grid(title, pictures[f"filters-{name}"], title) for title, name in _layer_titles()],
         "strips": strips,
-        "met": list(NOISES),
+        "met": [notes.NOISES[met] for met in NOISES],
         "matrix": _matrix(measured.numbers["matrix"]),
         "matrix_n": f"{next(iter(measured.numbers['matrix'].values()))[AS_IT_IS]['n']:,}",
     }
+
+
+def _layer_titles() -> list[tuple[str, str]]:
+    """The title and the run of each layer."""
+    return [(notes.LAYERS[title], name) for title, name in LAYERS.items()]
 
 
 def _matrix(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, bool]]]]:
