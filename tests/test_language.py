@@ -19,8 +19,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined, nodes
 
 import diabolo
 from diabolo import cli, language, plots, report, tables
-from diabolo.chapters import mnist as chapter
-from diabolo.chapters import mnist_notes, mnist_story
+from diabolo.chapters import autoencoders_measures, autoencoders_page, mnist_notes, mnist_story, parts
 from diabolo.chapters.mnist import CONVENTIONS
 from diabolo.errors import UsageError
 from diabolo.language import joined, say, shown, translate
@@ -322,7 +321,7 @@ def drawn(tmp_path_factory):
 def stages() -> dict[str, float]:
     """Those of the real chapter, of one run."""
     run = SimpleNamespace(timing=list, evaluation=lambda: {"about": {"seconds": dict.fromkeys(STAGES, 1.5)}})
-    return chapter._stages([run])
+    return parts.stages_of([run])
 
 
 STAGES = ("pass", "importance", "probes", "metrics")

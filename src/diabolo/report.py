@@ -19,6 +19,7 @@ from torch import Tensor
 from diabolo import language, plots, tables
 from diabolo.language import joined, say
 from diabolo.listings import kind_of_values
+from diabolo.recorded import known_again
 from diabolo.runs import Run, write_bytes
 from diabolo.tables import Reading
 
@@ -437,6 +438,7 @@ def write_run_report(
         title=reading.title,
         reading=reading,
         about=reading.about,
+        how_far=known_again(reading.about.get("how_far") or ""),
         facts=facts_of(reading),
         losses=tables.loss_cards([reading]),
         metrics=tables.metric_rows(e),
