@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: reproduce reproduce-full smoke test lint types teeth soak setup clean help
+.PHONY: reproduce reproduce-full reproduce-autoencoders smoke test lint types teeth soak setup clean help
 
 help:
 	@echo "make reproduce   set up, get MNIST, train and evaluate the article's MNIST chapter, write the report"
 	@echo "make smoke       the same with one epoch, to see that everything works"
 	@echo "make reproduce-full  the same with K = 5,000 on all test images (much longer)"
+	@echo "make reproduce-autoencoders  the chapter of plain, denoising and contractive autoencoders"
 	@echo "make test        set up and run the tests"
 	@echo "make lint types  ruff and mypy --strict"
 	@echo "make teeth       plant bugs one at a time and check that the tests catch each (many minutes)"
@@ -21,6 +22,9 @@ reproduce: $(STAMP)
 
 reproduce-full: $(STAMP)
 	@$(BIN)/python -m diabolo reproduce mnist --full --yes
+
+reproduce-autoencoders: $(STAMP)
+	@$(BIN)/python -m diabolo reproduce autoencoders --yes
 
 smoke: $(STAMP)
 	@$(BIN)/python -m diabolo reproduce mnist --smoke --yes

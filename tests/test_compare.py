@@ -66,6 +66,19 @@ def refused(words):
     return cli._run(["compare", *map(str, words)])
 
 
+PLAIN = ("objective=reconstruction", "model.posterior=dirac", "model.prior=none")
+
+
+def test_plain_autoencoders_are_compared_with_one_another_and_refused_beside_a_variational_one(runs, tmp_path, capsys):
+    one, other = (made(tmp_path / f"plain-{seed}", *PLAIN, f"seed={seed}") for seed in range(2))
+    found = compare([one, other])
+    assert set(found.groups[0].metrics) == {"distortion", "mse_mean"}
+    assert found.conditions["bound or estimate"] == "no bound, normalised"
+    assert refused([one.path, runs[0].path]) == 3
+    message = capsys.readouterr().err
+    assert "They differ in bound or estimate: no bound, normalised against lower bound in expectation" in message
+
+
 # ------------------------------------------------------------------------------------------------ unlike with unlike
 def unit(found):
     for name in ("elbo", "log_p", "kl", "distortion"):

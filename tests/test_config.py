@@ -241,7 +241,7 @@ def test_at_least_95_percent_of_one_letter_typos_get_the_right_suggestion():
                 resolve("vae", [f"{wrong}=1"])
             outcomes.append(suggested(caught.value) == key)
     for name in preset_names():
-        for typo in one_letter_typos(name):
+        for typo in set(one_letter_typos(name)) - set(preset_names()):  # dae without its d is ae
             with pytest.raises(UsageError) as caught:
                 resolve(typo)
             outcomes.append(suggested(caught.value) == name)

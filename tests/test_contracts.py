@@ -195,6 +195,21 @@ def test_evaluation_does_not_depend_on_the_batches_or_their_order(dtype, toleran
     torch.testing.assert_close(torch.cat(parts, 1), whole[:, order], rtol=tolerance, atol=0)
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_loaded_model_gives_the_same_numbers_in_any_batch(network, tmp_path):
+    encoder, decoder = NETWORKS[network]
+    tied = ("model.posterior=dirac", "model.prior=none", "objective=reconstruction")
+    overrides = [f"model.encoder={encoder}", f"model.decoder={decoder}", "train.epochs=2", "train.batch=16"]
+    dataset = tiny_images(80)
+    config = resolve("vae", [*overrides, *(tied if network == "tied" else ())]).config
+    run = train(config, out=tmp_path / "run", data=dataset, device="cpu")
+    model, loader = run.model().double(), Loader(dataset, "test", dtype=torch.float64)
+    with torch.no_grad():
+        whole = torch.cat([model.encode(b.x).mean for b in loader.ordered(16)])
+        single = torch.cat([model.encode(b.x).mean for b in loader.ordered(1)])
+    torch.testing.assert_close(single, whole, rtol=1e-12, atol=1e-12)
+
+
 def test_other_seeds_and_other_images_get_other_noise():
     model, dataset = double_model()
     x = next(Loader(dataset, "train", dtype=torch.float64).ordered(2)).x

@@ -84,7 +84,9 @@ def test_the_first_steps_run(tmp_path):
     assert "<html" in (tmp_path / "runs/first/report.html").read_text(encoding="utf-8")
     assert re.search(r"objective\.beta +4\.0 +override", printed["config vae objective.beta=4"])
     swept = [path.name for path in (tmp_path / "runs").iterdir() if path.name != "first"]
-    assert sorted(swept) == ["vae-1", "vae-2"]
+    assert sorted(swept) == ["short", "smoke-vae-1", "vae-1", "vae-2"]
+    assert "no bound" not in printed["explain vae objective.beta=4"] and "4" in printed["explain vae objective.beta=4"]
+    assert "sound" in printed["doctor runs/first"]
     assert all(name in printed["list"] for name in config.preset_names())
     assert all(name in printed["data list"] for name in COLLECTIONS)
     assert "mnist" in printed["reproduce"]
@@ -131,7 +133,7 @@ def test_presets_and_overrides_in_the_documents_resolve(name):
 def test_make_targets_and_their_commands_are_those_of_the_makefile():
     makefile = text_of("Makefile")
     rows = re.findall(r"^\| `make ([\w-]+)` \| `(.+)` \|$", section(text_of("README.md"), "Installation"), re.MULTILINE)
-    assert len(rows) == 8
+    assert len(rows) == 9
     for target, command in rows:
         recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE).group(1)
         for part in command.split("` and `"):
@@ -175,7 +177,7 @@ def test_the_preset_table_is_that_of_the_presets(tool, name, language):
 def test_every_verb_is_named():
     text = text_of("README.md")
     verbs = [name for name in cli.app if not name.startswith("-")]
-    assert len(verbs) == 16
+    assert len(verbs) == 20
     assert [
         verb for verb in verbs if not re.search(rf"`(diabolo )?{verb}\b|^diabolo {verb}\b", text, re.MULTILINE)
     ] == []

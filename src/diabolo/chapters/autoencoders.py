@@ -89,8 +89,16 @@ def reproduce(
 
 
 def _configs(plan: Plan) -> dict[str, RunConfig]:
+    """Only the curves of the bottleneck's sizes are drawn."""
     return {
-        name: resolve(preset, [*changes.split(), f"train.epochs={plan.epochs}"]).config
+        name: resolve(
+            preset,
+            [
+                *changes.split(),
+                f"train.epochs={plan.epochs}",
+                *([] if name.startswith("ae-") else ["train.curve=none"]),
+            ],
+        ).config
         for name, (preset, changes) in RUNS.items()
     }
 
