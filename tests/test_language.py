@@ -21,7 +21,15 @@ from jinja2 import DictLoader, Environment, StrictUndefined, nodes
 
 import diabolo
 from diabolo import cli, language, plots, report, runs, tables, training
-from diabolo.chapters import autoencoders, autoencoders_measures, autoencoders_page, mnist_notes, mnist_story, parts, toy
+from diabolo.chapters import (
+    autoencoders,
+    autoencoders_measures,
+    autoencoders_page,
+    mnist_notes,
+    mnist_story,
+    parts,
+    toy,
+)
 from diabolo.chapters.mnist import CONVENTIONS
 from diabolo.data import load
 from diabolo.errors import UsageError
@@ -153,7 +161,8 @@ def test_the_chinese_is_chinese():
     for english, text in language.read_catalogue("zh")["texts"].items():
         assert not words(text) - LEFT, (text, words(text) - LEFT)
         symbols_only = (
-            not {w.lower() for w in words(english)} - {w.lower() for w in LEFT | {"at", "and", "in", "with"}} or text == "ELBO"
+            not {w.lower() for w in words(english)} - {w.lower() for w in LEFT | {"at", "and", "in", "with"}}
+            or text == "ELBO"
         )
         assert symbols_only or re.search(f"[{HAN}]", text), english
         assert not re.search(f"[{HAN}][,;:!?.]|[,;:!?][{HAN}]", text), f"half-width punctuation: {text}"
@@ -182,7 +191,8 @@ def test_a_sentence_is_its_english_text_and_can_be_said_again():
 def how_far(state: str, keep: str = "last", best_epoch: int = 0) -> str:
     """What an evaluation records of a run that is in a state other than finished."""
     trainer = SimpleNamespace(
-        position=SimpleNamespace(step=71, best_epoch=best_epoch), config=SimpleNamespace(train=SimpleNamespace(keep=keep))
+        position=SimpleNamespace(step=71, best_epoch=best_epoch),
+        config=SimpleNamespace(train=SimpleNamespace(keep=keep)),
     )
     status = {"state": state, "epoch": 3, "reason": "time: 1h2m", "weights": training.Trainer.kept(trainer)}
     return _how_far(SimpleNamespace(status=status))
@@ -311,7 +321,9 @@ def untranslated(source: str) -> str:
         values = dict(zip(pairs[::2], pairs[1::2], strict=True))
         return re.sub(r"\{(\w+)\}", lambda m: inside % values[m[1]], text)
 
-    source = re.sub(r"\{\{ t\(([\"'])((?:(?!\1).)*)\1((?:, \w+=.*?)?)\) \}\}", lambda m: filled(m[2], m[3], "{{ %s }}"), source)
+    source = re.sub(
+        r"\{\{ t\(([\"'])((?:(?!\1).)*)\1((?:, \w+=.*?)?)\) \}\}", lambda m: filled(m[2], m[3], "{{ %s }}"), source
+    )
     source = re.sub(
         r"\bsay\(([\"'])(.*?)\1((?:, \w+=[^()]*?)*)\)",
         lambda m: "(" + m[1] + filled(m[2], m[3], f"{m[1]} ~ (%s) ~ {m[1]}") + m[1] + ")",
@@ -362,8 +374,9 @@ def drawn(tmp_path_factory):
     run, short = make_fake_run(folder, "my run", normalised=False), make_short_run(folder)
     no_prior = make_pictures()
     no_prior = report.Pictures(no_prior.real, no_prior.reconstructed, None)
-    measured = measured_of_autoencoders(folder)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autoencoders_measures, "SPECTRA", 4)
+        measured = measured_of_autoencoders(folder)
         patch.setattr(report, "write_template", lambda template, out, lang, **values: made.append((template, values)))
         report.write_chapter_report(conventions, mnist_story.story(conventions), folder / "r.html", stages(), "zh")
         report.write_run_report(run, make_pictures(), classes=[HOSTILE])
