@@ -391,7 +391,7 @@ def make_short_run(folder: Path) -> FakeRun:
     """A smoke run of an autoencoder that was stopped: it has codes, no bound, and a warning."""
     run = make_fake_run(folder, "run", normalised=False)
     found = {name: run.evaluation()[name] for name in ("about", "distortion", "mse_mean", "pca")}
-    found["about"] |= {"bound": "none", "smoke": True, "how_far": how_far("stopped")}
+    found["about"] |= {"bound": "none", "smoke": True, "how_far": how_far("stopped"), "sigma": 0.5}
     (run.path / "evaluation.json").write_text(json.dumps(found), encoding="utf-8")
     env = run.env
     env["data"]["warning"] = WARNING
