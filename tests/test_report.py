@@ -101,6 +101,7 @@ def make_fake_run(folder, name, *, normalised, width=400, latent=20, seed=0, n=2
             "values": "binary" if normalised else "grey",
             "likelihood": "bernoulli" if normalised else "bernoulli_relaxed",
             "normalised": normalised,
+            "bound": "elbo",
             "k": 1000,
             "images": subset,
             "elbo_samples": 10,

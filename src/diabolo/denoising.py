@@ -28,6 +28,7 @@ from diabolo.errors import DataError, UsageError
 from diabolo.evaluation import BATCH
 from diabolo.images_metrics import WINDOW, mean_squared_errors, psnr, ssim
 from diabolo.inspection import Examples, examples, read_array
+from diabolo.language import joined, say
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.corruptions import Kind, corrupt
 from diabolo.runs import Run, spec_from_dict
@@ -79,10 +80,16 @@ class Crossings:
 
     def __str__(self) -> str:
         if not self.at:
-            return f"{'always' if self.first else 'never'} within {self.low:g} to {self.high:g}"
+            low, high = f"{self.low:g}", f"{self.high:g}"
+            if self.first:
+                return say("always within {low} to {high}", low=low, high=high)
+            return say("never within {low} to {high}", low=low, high=high)
         ends = [self.low, *self.at] if self.first else [*self.at]
-        pieces = [f"from {a:.2f} to {b:.2f}" for a, b in zip(ends[::2], ends[1::2])]
-        return ", ".join(pieces if len(ends) % 2 == 0 else [*pieces, f"from {ends[-1]:.2f} on"])
+        told = [f"{end:.2f}" for end in ends]
+        pieces = [say("from {a} to {b}", a=a, b=b) for a, b in zip(told[::2], told[1::2])]
+        if len(told) % 2:
+            pieces.append(say("from {a} on", a=told[-1]))
+        return joined("{before}, {after}", pieces)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "words": str(self)}
@@ -200,7 +207,7 @@ def measure(
         noisy, like = (noised(x, kind, level, seed, split) for x, split in ((clean, test.name), (known, tuning.name)))
         for name, method, setting in _methods(models, known, like):
             rows[name].append(score(clean, method(noisy).clamp(0, 1), setting))
-    told = f"{len(known):,} images of the {tuning.name} split"
+    told = say("{n} images of the {split} split", n=f"{len(known):,}", split=tuning.name)
     return Table(kind, tuple(levels), {name: tuple(cells) for name, cells in rows.items()}, told, test.name)
 
 

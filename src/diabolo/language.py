@@ -1,8 +1,9 @@
 """The sentences of a report: written in English where they are needed, shown in other languages from one catalogue each.
 
 `say` fills in a sentence and remembers how it was made; a page that is written in another language looks its template up
-in `translations/LANG.toml` and fills in the values again. A sentence that the catalogue lacks is an error, and so is a
-placeholder that the two sides do not share. What was never said - a name, a number, a key - is the same everywhere.
+in `translations/LANG.toml`, or in the chapter's `LANG.CHAPTER.toml`, and fills in the values again. A sentence that the
+catalogue lacks is an error, and so is a placeholder that the two sides do not share. What was never said - a name, a number,
+a key - is the same everywhere.
 """
 
 from __future__ import annotations
@@ -34,6 +35,13 @@ class Said(str):
     def __str__(self) -> str:  # str(sentence), which matplotlib keeps, would forget how it was made
         return self
 
+    def __getnewargs__(self) -> tuple[str, Mapping[str, object]]:  # type: ignore[override]  # a copy is made in the same way
+        return self.template, self.values
+
+    def filled(self, values: Mapping[str, object]) -> Said:
+        """The same sentence with other values."""
+        return Said(self.template, values)
+
 
 def say(template: str, /, **values: object) -> Said:
     """A sentence of a report: its template, a literal that is a key of every catalogue, and its values by name.
@@ -51,7 +59,7 @@ def joined(template: str, parts: Iterable[str]) -> str:
 # -------------------------------------------------------------------------------------------------------- other languages
 def languages() -> list[str]:
     """English, and every language with a catalogue."""
-    return [ENGLISH, *sorted(path.stem for path in TRANSLATIONS.glob("*.toml"))]
+    return [ENGLISH, *sorted({path.name.partition(".")[0] for path in TRANSLATIONS.glob("*.toml")})]
 
 
 def check(lang: str) -> None:
@@ -66,7 +74,7 @@ def check(lang: str) -> None:
 
 @cache
 def read_catalogue(lang: str) -> dict[str, Any]:
-    """`tag`, the language as HTML names it, and `texts`: {template: its translation}.
+    """`tag`, the language as HTML names it, and `texts`: {template: its translation}, all files of the language together.
 
     Raises:
         UsageError: if there is no such language.
@@ -74,7 +82,9 @@ def read_catalogue(lang: str) -> dict[str, Any]:
     check(lang)
     if lang == ENGLISH:
         return {"tag": "en", "texts": {}}
-    return tomllib.loads((TRANSLATIONS / f"{lang}.toml").read_text(encoding="utf-8"))
+    parts = [tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(TRANSLATIONS.glob(f"{lang}.*"))]
+    texts = {template: text for part in parts for template, text in part["texts"].items()}
+    return {"tag": next(part["tag"] for part in parts if "tag" in part), "texts": texts}
 
 
 def tag(lang: str) -> str:
@@ -90,7 +100,7 @@ def template_in(lang: str, template: str) -> str:
     """
     texts = read_catalogue(lang)["texts"]
     if lang != ENGLISH and template not in texts:
-        raise LookupError(f"translations/{lang}.toml has no {template!r}")
+        raise LookupError(f"the catalogue of {lang} in translations has no {template!r}")
     return str(texts.get(template, template))
 
 

@@ -27,6 +27,7 @@ from diabolo.data import Loader
 from diabolo.errors import UsageError
 from diabolo.evaluation import BATCH
 from diabolo.images_metrics import WINDOW, mean_squared_errors, psnr, ssim
+from diabolo.language import say
 from diabolo.models.autoencoder import Autoencoder
 
 #: JPEG's markers: start and end of the image, and of the data that are entropy-coded.
@@ -95,7 +96,7 @@ def of_pca(train: Loader, test: Loader, dimensions: Sequence[int], bits: Sequenc
 
         for b in bits:
             grid = quantiser.by_bits(known[:, :d], b)
-            points.append(_coded(f"PCA, d = {d}", b, grid, known[:, :d], codes[:, :d], decode, x))
+            points.append(_coded(say("PCA, d = {d}", d=d), b, grid, known[:, :d], codes[:, :d], decode, x))
     return points
 
 
@@ -115,7 +116,7 @@ def _coded(
     back = codec.decode(unpack(content).stream, len(x))
     if not np.array_equal(back, symbols):
         raise RuntimeError("the stream does not decode to the codes that were encoded")
-    setting = f"{bits} bits" if bits else "steps of sd"
+    setting = say("{bits} bits", bits=bits) if bits else say("steps of sd")
     return _point(
         method, setting, 8 * len(content), codec.ideal_bits(symbols), compression.as_read(decode(grid.points(back))), x
     )
@@ -146,9 +147,9 @@ def of_jpeg(test: Loader, quality: int) -> tuple[Point, Point]:
     y = _read(files)
     sizes = sum(map(len, files)), sum(map(entropy_coded, files))
     whole, bare = (8 * size for size in sizes)
-    setting = f"quality {quality}"
+    setting = say("quality {quality}", quality=quality)
     first = _point("JPEG", setting, whole, None, y, x)
-    return first, _rated("JPEG without headers", first, bare / whole)
+    return first, _rated(say("JPEG without headers"), first, bare / whole)
 
 
 def _rated(method: str, point: Point, share: float) -> Point:
@@ -160,7 +161,7 @@ def of_png(test: Loader) -> Point:
     x = originals(test)
     files = [_file(image, "PNG", optimize=True) for image in _levels(x)]
     y = _read(files)
-    return _point("PNG", "lossless", 8 * sum(map(len, files)), None, y, (x * 255).round() / 255)
+    return _point("PNG", say("lossless"), 8 * sum(map(len, files)), None, y, (x * 255).round() / 255)
 
 
 def entropy_coded(file: bytes) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from diabolo import language, plots, tables
 from diabolo.language import joined, say
 from diabolo.listings import kind_of_values
+from diabolo.recorded import known_again
 from diabolo.runs import Run, write_bytes
 from diabolo.tables import Reading
 
@@ -426,7 +427,7 @@ def write_run_report(
         UsageError: if `out` cannot be written, or there is no such language.
     """
     reading = tables.read(run)
-    e = reading.evaluation
+    e, curves = reading.evaluation, epoch_panels("curves", [reading])
     grids = pictures is not None and pictures.real.ndim == 4 and pictures.real.shape[1] in (1, 3)
     network = None if pictures is None else architecture("architecture", reading, pictures.real[0].numel())
     pictures = _that_fit(pictures) if grids and pictures is not None else pictures
@@ -437,6 +438,7 @@ def write_run_report(
         title=reading.title,
         reading=reading,
         about=reading.about,
+        how_far=known_again(reading.about.get("how_far") or ""),
         facts=facts_of(reading),
         losses=tables.loss_cards([reading]),
         metrics=tables.metric_rows(e),
@@ -445,8 +447,8 @@ def write_run_report(
         architecture_facts=facts_of(
             reading, split=say("none (shapes only)"), unit=say("units per layer"), n=say("1 model")
         ),
-        curves=epoch_panels("curves", [reading]),
-        curve_facts=_curve_facts(reading),
+        curves=curves,
+        curve_facts=_curve_facts(reading) if curves else None,  # none before the first epoch ends
         scatter=_scatter("pca", reading) if "pca" in e and len(e["pca"]["explained"]) > 1 else None,
         scatter_facts=facts_of(reading, unit=say("latent units")),
         classes=_legend_classes(reading, classes),

@@ -15,6 +15,7 @@ from torch import Tensor
 from diabolo import config
 from diabolo.errors import DataError
 from diabolo.language import say
+from diabolo.recorded import known_again
 
 if TYPE_CHECKING:
     from diabolo.runs import Run
@@ -419,7 +420,8 @@ def loss_cards(readings: Sequence[Reading]) -> list[dict[str, Any]]:
     """What the loss is, each card once: the titles of its runs, its headline, when it was measured, and its rows."""
     found: list[dict[str, Any]] = []
     for r in readings:
-        card = r.loss_card or {"headline": "", "when": "", "rows": []}
+        card = dict(r.loss_card or {"headline": "", "when": "", "rows": []})
+        card["when"] = known_again(card["when"])
         same = next((seen for seen in found if seen["card"] == card), None)
         if same is None:
             found.append({"card": card, "titles": [r.title]})

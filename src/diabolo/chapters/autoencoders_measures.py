@@ -73,10 +73,10 @@ def measure(made: Mapping[str, Run], dataset: Dataset, *, test: int, train: int,
     found = Measured()
     steps: Sequence[tuple[str, Callable[[], None]]] = (
         ("PCA", lambda: _bottleneck(found, made, models, dataset)),
-        ("drawing codes", lambda: _drawing(found, models, small)),
-        ("Jacobians and probes", lambda: _codes(found, models, small)),
-        ("denoising", lambda: _denoising(found, models, small)),
-        ("compression", lambda: _compression(found, models, small)),
+        (say("drawing codes"), lambda: _drawing(found, models, small)),
+        (say("Jacobians and probes"), lambda: _codes(found, models, small)),
+        (say("denoising"), lambda: _denoising(found, models, small)),
+        (say("compression"), lambda: _compression(found, models, small)),
     )
     for name, step in steps:
         _timed(found, name, step, progress)
@@ -90,7 +90,7 @@ def add_toy(found: Measured, toys: Mapping[str, Run], plane: Dataset, progress: 
         shown = toy.measure({kind: run.model() for kind, run in toys.items()}, plane)
         found.numbers["toy"], found.figures["toy"] = shown.to_dict(), shown.panels
 
-    _timed(found, "toy manifold", step, progress)
+    _timed(found, say("toy manifold"), step, progress)
 
 
 def _timed(found: Measured, name: str, step: Callable[[], None], progress: Progress) -> None:
@@ -228,9 +228,11 @@ def _denoising(found: Measured, models: Mapping[str, Autoencoder], small: Datase
 def _compression(found: Measured, models: Mapping[str, Autoencoder], small: Dataset) -> None:
     train, test = Loader(small, "train"), Loader(small, "test")
     points = [
-        p for d in (10, 20, 32) for p in rate.of_model(models[f"ae-{d}"], train, test, BITS, f"autoencoder, d = {d}")
+        p
+        for d in (10, 20, 32)
+        for p in rate.of_model(models[f"ae-{d}"], train, test, BITS, say("autoencoder, d = {d}", d=d))
     ]
-    points += rate.of_model(models["vae-20"], train, test, (0,), "VAE, d = 20")
+    points += rate.of_model(models["vae-20"], train, test, (0,), say("VAE, d = {d}", d=20))
     points += rate.of_pca(train, test, (10, 20, 32), BITS)
     for quality in QUALITIES:
         points += rate.of_jpeg(test, quality)

@@ -210,14 +210,17 @@ def _generative(found: Found) -> Note:
 def _linear(found: Found) -> Note:
     rows = [(row["d"], row["difference"]["value"], row["difference"]["se"]) for row in found["bottleneck"]]
     better = [str(d) for d, value, se in rows if value < -2 * se]
-    measured = "; ".join(f"d = {d}: {signed(value, 5)} \u00b1 {number(se, 5)}" for d, value, se in rows)
+    measured = joined(
+        "{before}; {after}",
+        [say("d = {d}: {value} \u00b1 {se}", d=d, value=signed(value, 5), se=number(se, 5)) for d, value, se in rows],
+    )
     return Note(
         2,
         say("A bottleneck compresses like PCA, only better."),
         say(
             "Squared error per pixel, autoencoder minus PCA: {measured}. Better at d = {better}.",
             measured=measured,
-            better=", ".join(better) or say("no size"),
+            better=joined("{before}, {after}", better or [say("no size")]),
         ),
         say(
             "A linear autoencoder cannot beat PCA (Baldi and Hornik); the gain is that of the nonlinear layers. Tested: "

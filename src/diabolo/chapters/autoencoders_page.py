@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diabolo import plots, tables
 from diabolo.chapters import autoencoders_notes as notes
+from diabolo.chapters import toy
 from diabolo.chapters.autoencoders_measures import LAYERS, NOISES, Measured
 from diabolo.denoising import AS_IT_IS
 from diabolo.language import say
@@ -202,7 +203,10 @@ def _matrix(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[tupl
     """A row a training, a column a noise: PSNR, and whether it is the best of its column."""
     methods = list(next(iter(found.values())))
     best = {met: max(cells, key=lambda name: cells[name]["psnr"]) for met, cells in found.items()}
-    return [(name, [(_decibel(cells[name]), best[met] == name) for met, cells in found.items()]) for name in methods]
+    return [
+        (notes.LAYERS[name], [(_decibel(cells[name]), best[met] == name) for met, cells in found.items()])
+        for name in methods
+    ]
 
 
 def _decibel(cell: Mapping[str, Any]) -> str:
@@ -278,4 +282,17 @@ def _toy(measured: Measured) -> dict[str, Any]:
     label = say("A spiral, and what four models make of the plane around it")
     figure = plots.planes(measured.figures["toy"])
     found = measured.numbers["toy"]
-    return {"figure": drawing("", "toy", label, figure), "rows": notes.toy_rows(found), "n": f"{found['data']['n']:,}"}
+    n = f"{found['data']['n']:,}"
+    return {
+        "figure": drawing("", "toy", label, figure),
+        "facts": _toy_facts(n),
+        "rows": notes.toy_rows(found),
+        "n": n,
+    }
+
+
+def _toy_facts(n: str) -> Facts:
+    """These models have data and a likelihood of their own, the same for all: a Gaussian, which is a density."""
+    config = next(iter(toy.configs().values()))
+    likelihood = config.model.likelihood.name
+    return Facts(config.data.name, "test", likelihood, True, say("units of the plane"), n, seed="0")
