@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -172,6 +173,15 @@ def test_the_preset_table_is_that_of_the_presets(tool, name, language):
     shown = text_of(name).split("<!-- presets:begin -->\n")[1].split("\n<!-- presets:end -->")[0]
     assert shown == tool.preset_table(language)
     assert shown.count("\n") == 1 + len(config.preset_names())
+
+
+@pytest.mark.parametrize(("name", "language"), [("README.md", "en"), ("README.zh-CN.md", "zh")])
+def test_the_tables_of_the_autoencoders_are_those_of_the_measures_that_are_kept(tool, name, language):
+    shown = text_of(name).split("<!-- autoencoders:begin -->\n")[1].split("\n<!-- autoencoders:end -->")[0]
+    measures = json.loads(tool.MEASURES.read_text(encoding="utf-8"))
+    assert shown == tool.autoencoders(measures, language)
+    first = measures["bottleneck"][0]
+    assert f"{first['ae']['value']:.4f}" in shown and f"{first['pca']['value']:.4f}" in shown
 
 
 def test_every_verb_is_named():

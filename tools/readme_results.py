@@ -1,4 +1,5 @@
-"""Write the generated parts of both READMEs: the preset table, and the results table from a finished MNIST chapter.
+"""Write the generated parts of both READMEs: the preset table, the results table from a finished MNIST chapter, and that of the
+chapter of autoencoders from the measures that are kept in results/.
 
 The results stay as they are where the chapter is not finished. With --check nothing is written, and the exit code is 1 if
 a file would change.
@@ -18,6 +19,7 @@ from diabolo.chapters import CHAPTERS
 
 ROOT = Path(__file__).parent.parent
 CHAPTER = ROOT / "runs" / "reproduce" / "mnist"
+MEASURES = ROOT / "results" / "autoencoders" / "measures.json"
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 MODELS = ("Model 1", "Model 2", "Model 3")
@@ -66,6 +68,48 @@ def results(evaluations: Evaluations, published: Mapping[str, Mapping[str, float
     if chapter.seconds:
         parts.append(words["time"].format(minutes=chapter.seconds / 60, machine=chapter.machine))
     return "\n\n".join([*parts, words["compare"].strip()])
+
+
+def autoencoders(measures: Mapping[str, Any], language: str) -> str:
+    """Error by size, denoising and compression of the chapter of autoencoders, each number one of measures.json."""
+    words = WORDS[language]
+    bottleneck = [f"| {row['d']} | {_pm(row['ae'], 4)} | {_pm(row['pca'], 4)} |" for row in measures["bottleneck"]]
+    gaussian = measures["denoising"]["gaussian"]
+    levels = [0.1, 0.3, 0.5]
+    denoised = []
+    for name, cells in gaussian["rows"].items():
+        at = [cells[gaussian["levels"].index(level)] for level in levels]
+        shown = " | ".join(_pm({"value": cell["psnr"], "se": cell["psnr_se"]}, 2) for cell in at)
+        better = gaussian["better_than_nothing"].get(name, {}).get("words", "-")
+        title = words["denoising_model" if name == "denoising" else name]
+        denoised.append(f"| {title} | {shown} | {better} |")
+    points = [p for p in measures["compression"] if (p["method"], p["setting"]) in _POINTS]
+    rates = [
+        f"| {p['method']}, {p['setting']} | {p['bits_per_pixel']:.3f} | {p['psnr']:.2f} | {p['ssim']:.3f} |"
+        for p in points
+    ]
+    chapter = CHAPTERS["autoencoders"]
+    n = {"n": measures["bottleneck"][0]["ae"]["n"], "some": points[0]["n"]}
+    return "\n\n".join([
+        words["bottleneck"].strip().format(**n),
+        _table(words["bottleneck_columns"], bottleneck),
+        words["denoising"].strip().format(**n),
+        _table(words["denoising_columns"], denoised),
+        words["rates"].strip().format(**n),
+        _table(words["rates_columns"], rates),
+        words["chapter_time"].format(minutes=chapter.seconds / 60, machine=chapter.machine),
+    ])
+
+
+#: The points of rate and distortion that the READMEs show.
+_POINTS = (
+    ("autoencoder, d = 20", "4 bits"),
+    ("autoencoder, d = 32", "4 bits"),
+    ("VAE, d = 20", "steps of sd"),
+    ("PCA, d = 32", "4 bits"),
+    ("JPEG", "quality 10"),
+    ("JPEG without headers", "quality 10"),
+)
 
 
 def _caption(evaluation: Mapping[str, Any], words: Mapping[str, str]) -> str:
@@ -145,6 +189,9 @@ def rewritten(text: str, language: str, chapter: Path) -> str:
         from diabolo.chapters.mnist_article import PUBLISHED
 
         blocks["results"] = lambda: results(evaluations, PUBLISHED, language)
+    if MEASURES.is_file():
+        measures = json.loads(MEASURES.read_text(encoding="utf-8"))
+        blocks["autoencoders"] = lambda: autoencoders(measures, language)
     for name, content in blocks.items():
         text = replace_block(text, name, content())
     return text

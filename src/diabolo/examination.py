@@ -23,19 +23,16 @@ from diabolo import evaluation
 from diabolo.data import Access, Dataset, Loader
 from diabolo.engine import own_randomness
 from diabolo.errors import DiaboloError
-from diabolo.metrics import ACTIVE_VARIANCE, float64, keyed_inference
+from diabolo.metrics import ACTIVE_VARIANCE, float64, keyed_terms
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.build import build_model, build_objective
 from diabolo.models.distributions import unchecked
 from diabolo.models.likelihoods import Likelihood
-from diabolo.models.objectives import Objective, Terms
 from diabolo.runs import Run, sha256
-from diabolo.seeds import fold, mix
+from diabolo.seeds import fold
 
 #: Examples of a split that are looked at.
 EXAMPLES = 1000
-#: Past every warm-up: the loss is the one that training ended with.
-_LAST_STEP = 2**62
 #: Values of x in a step of the constant model's fit: 2^20 floats, a few ms.
 _FIT_VALUES = 2**20
 _FIT_STEPS = 300
@@ -212,7 +209,7 @@ class Examination:
         objective = build_objective(self.config.objective.to_dict(), self.dataset.spec)
         with unchecked(), watched(model) as layers, own_randomness(self.device):
             for batch in loader.ordered(evaluation.BATCH, _chosen(len(loader), EXAMPLES)):
-                terms = keyed_terms(model, objective, batch.x, batch.index.tolist())
+                terms = keyed_terms(model, objective, batch.x, batch.index.tolist(), fold(0, "doctor", "noise"))
                 kept = {name: float64(terms[name]) for name in ("loss", "rate") if name in terms}
                 q = model.encode(batch.x)
                 parts.append(kept | {"mean": float64(q.mean).flatten(1)} | _parted(q, model.prior(None, model.encode)))
@@ -237,17 +234,6 @@ def _chosen(total: int, count: int) -> Tensor:
     """At most `count` of `total` indices, always the same, in order."""
     order = torch.randperm(total, generator=torch.Generator().manual_seed(fold(0, "doctor", total)))
     return order[:count].sort().values
-
-
-def keyed_terms(model: Autoencoder, objective: Objective, x: Tensor, index: list[int]) -> Terms:
-    """The objective's terms of x (B, *data), each (B,), with noise that is a function of the example alone."""
-    seed = fold(0, "doctor", "noise")
-    keyed = getattr(objective, "keyed", None)  # of one that corrupts its input or needs more than the record
-    if callable(keyed):
-        found: Terms = keyed(model, x, [mix(seed, i) for i in index])
-        return found
-    samples = int(getattr(objective, "samples", 1))
-    return objective.terms(keyed_inference(model, x, index, samples, seed), x, _LAST_STEP)
 
 
 def _parted(q: Any, p: Any) -> dict[str, Tensor]:

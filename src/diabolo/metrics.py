@@ -49,14 +49,15 @@ def mean_terms(model: Autoencoder, objective: Objective, batches: Any, seed: int
     with torch.no_grad():
         for batch in batches:
             count += batch.x.shape[0]
-            for name, value in _keyed_terms(model, objective, batch.x, batch.index.tolist(), seed).items():
+            for name, value in keyed_terms(model, objective, batch.x, batch.index.tolist(), seed).items():
                 sums[name] = sums.get(name, 0.0) + float64(value).sum().item()
     return {name: total / count for name, total in sums.items()}
 
 
-def _keyed_terms(
+def keyed_terms(
     model: Autoencoder, objective: Objective, x: Tensor, index: Sequence[int], seed: int
 ) -> dict[str, Tensor]:
+    """The objective's terms of x (B, *data), past any warm-up, with noise that depends on (seed, index) alone, each (B,)."""
     own = getattr(objective, "keyed", None)  # of one that changes its input or looks at more than the record
     if own is not None:
         return dict(own(model, x, [mix(seed, i) for i in index]))

@@ -41,6 +41,12 @@ NOISES: dict[str, tuple[Kind, float]] = {
     "masking, 25 %": ("masking", 0.25),
     "salt and pepper, 20 %": ("salt_pepper", 0.2),
 }
+#: Noise levels that are measured: all for the noise that the deep denoising network was trained on.
+LEVELS: dict[Kind, tuple[float, ...]] = {
+    "gaussian": denoising.LEVELS,
+    "masking": (0.0, 0.1, 0.2, 0.4, 0.6, 0.8),
+    "salt_pepper": (0.0, 0.1, 0.2, 0.4, 0.6, 0.8),
+}
 BITS = (2, 4, 6, 8)
 QUALITIES = (1, 5, 10, 25, 50, 75, 95)
 #: Images whose Jacobians are taken: one of 500 x 784 takes some hundredths of a second.
@@ -201,8 +207,8 @@ def _denoising(found: Measured, models: Mapping[str, Autoencoder], small: Datase
     deep = {"autoencoder": models["ae-20"], "denoising": models["dae-20"], "VAE": models["vae-20"]}
     count = len(small.test)
     found.numbers["denoising"] = {
-        kind: denoising.measure(deep, test, train, kind, images=count).to_dict()
-        for kind in ("gaussian", "masking", "salt_pepper")
+        kind: denoising.measure(deep, test, train, kind, levels, images=count).to_dict()
+        for kind, levels in LEVELS.items()
     }
     clean = _images(small, count)
     matrix: dict[str, Any] = {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from markupsafe import Markup
 from torch import Tensor
 
@@ -14,13 +15,13 @@ from diabolo.chapters import autoencoders_notes as notes
 from diabolo.chapters import toy
 from diabolo.chapters.autoencoders_measures import LAYERS, NOISES, Measured
 from diabolo.denoising import AS_IT_IS
-from diabolo.language import say
+from diabolo.language import joined, say
 from diabolo.plots import Curve
 from diabolo.report import Facts, Panel, architecture, drawing, epoch_panels, facts_of, machines, write_template
 from diabolo.runs import Run
 from diabolo.tables import number, signed
 
-#: Half of the pictures of a row that are drawn over one another: clean, noisy, restored.
+#: Images of a row: clean, noisy, restored.
 _SHOWN = 16
 
 
@@ -159,25 +160,7 @@ def _layers(measured: Measured) -> dict[str, Any]:
     ]
     label = say("Singular values of the encoder's Jacobian, largest first, one line for each training")
     axes = say("singular value, largest first"), say("mean over images")
-    strips = [
-        (
-            notes.NOISES[met],
-            [
-                _grid(say("Clean"), pictures["clean"], say("clean test images"), _SHOWN),
-                _grid(
-                    say("Noisy"),
-                    pictures[f"noisy-{kind}"],
-                    say("the same images with noise: {kind}", kind=notes.NOISES[met]),
-                    _SHOWN,
-                ),
-                *[
-                    _grid(say("Restored: {title}", title=title), pictures[f"restored-{kind}-{name}"], title, _SHOWN)
-                    for title, name in _layer_titles()
-                ],
-            ],
-        )
-        for met, (kind, _) in NOISES.items()
-    ]
+    strips = [(notes.NOISES[met], _strip(pictures, kind, notes.NOISES[met])) for met, (kind, _) in NOISES.items()]
     return {
         "spectrum": drawing("", "spectrum", label, plots.lines(curves, *axes, log_y=True, markers=False)),
         "key": _key([notes.LAYERS[title] for title in LAYERS]),
@@ -197,10 +180,18 @@ def _layers(measured: Measured) -> dict[str, Any]:
         "level": f"{next(iter(found.values()))['robustness']['level']:g}",
         "filters": [_grid(title, pictures[f"filters-{name}"], title) for title, name in _layer_titles()],
         "strips": strips,
+        "strip_rows": joined("{before}; {after}", [title for title, _ in _layer_titles()]),
         "met": [notes.NOISES[met] for met in NOISES],
         "matrix": _matrix(measured.numbers["matrix"]),
         "matrix_n": f"{next(iter(measured.numbers['matrix'].values()))[AS_IT_IS]['n']:,}",
     }
+
+
+def _strip(pictures: Mapping[str, Tensor], kind: str, met: str) -> Panel:
+    """Rows of the same images: clean, noisy, and restored by each layer."""
+    names = ["clean", f"noisy-{kind}", *(f"restored-{kind}-{name}" for name in LAYERS.values())]
+    rows = torch.cat([pictures[name][:_SHOWN] for name in names])
+    return _grid("", rows, say("clean, noisy and restored test images: {noise}", noise=met), _SHOWN)
 
 
 def _layer_titles() -> list[tuple[str, str]]:
