@@ -15,7 +15,7 @@ from diabolo.chapters import autoencoders_notes as notes
 from diabolo.chapters import toy
 from diabolo.chapters.autoencoders_measures import LAYERS, NOISES, Measured
 from diabolo.denoising import AS_IT_IS
-from diabolo.language import say
+from diabolo.language import joined, say
 from diabolo.plots import Curve
 from diabolo.report import Facts, Panel, architecture, drawing, epoch_panels, facts_of, machines, write_template
 from diabolo.runs import Run
@@ -180,7 +180,7 @@ def _layers(measured: Measured) -> dict[str, Any]:
         "level": f"{next(iter(found.values()))['robustness']['level']:g}",
         "filters": [_grid(title, pictures[f"filters-{name}"], title) for title, name in _layer_titles()],
         "strips": strips,
-        "strip_rows": [title for title, _ in _layer_titles()],
+        "strip_rows": joined("{before}; {after}", [title for title, _ in _layer_titles()]),
         "met": [notes.NOISES[met] for met in NOISES],
         "matrix": _matrix(measured.numbers["matrix"]),
         "matrix_n": f"{next(iter(measured.numbers['matrix'].values()))[AS_IT_IS]['n']:,}",
