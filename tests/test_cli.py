@@ -1180,3 +1180,22 @@ def test_public_names_are_what_the_package_says():
         assert inspect.getdoc(getattr(diabolo, name)), name
     with pytest.raises(AttributeError):
         diabolo.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "told"),
+    [
+        ("Expected parameter scale (Tensor of shape (20, 8)) of distribution Normal", 3, "diabolo doctor RUN"),
+        ("something else", 1, "This is a fault of diabolo"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_the_run_s_fault_and_not_the_program_s(
+    message, code, told, monkeypatch, capsys
+):
+    def fails(*rest, **how):
+        raise ValueError(message)
+
+    monkeypatch.setattr(cli, "app", fails)
+    assert cli._run(["denoise"]) == code
+    err = capsys.readouterr().err
+    assert told in err and "Tensor" not in err.replace("something else", "")

@@ -423,3 +423,9 @@ def test_configuring_and_refusing_import_nothing_heavy():
         [sys.executable, "-c", WITHOUT_TORCH], capture_output=True, encoding="utf-8", timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_key_without_its_section_gets_the_whole_key_as_a_suggestion():
+    for word, key in (("lr", "train.lr"), ("beta", "objective.beta"), ("latent", "model.latent")):
+        with pytest.raises(UsageError, match=f'Did you mean "{key}"'):
+            resolve("vae", [f"{word}=1"])

@@ -167,14 +167,14 @@ def labels(f: Findings) -> list[str]:
             f"{'model.likelihood=bernoulli' if f.scored.shape == 'affine' else 'one that says so'}, whose numbers may be ranked"
         )
     sigma2 = f.scored.sigma2
-    if sigma2 is not None and f.declared.learns_scale == "fixed" and sigma2 > facts.sd**2 > 0:
+    if sigma2 is not None and not f.averaged and f.declared.learns_scale == "fixed" and sigma2 > facts.sd**2 > 0:
         found.append(_wide(facts, sigma2, f.spec.dimensions))
     return found
 
 
 def _undequantised(facts: Facts) -> str:
     return (
-        f"grey values on the 8-bit grid, {100 * (facts.zeros + facts.ones):.0f} % of them exactly 0 or 1, scored by a density: "
+        f"values on the 8-bit grid k/255, {100 * (facts.zeros + facts.ones):.0f} % of them exactly 0 or 1, scored by a density: "
         "nats may be compared between models of these data, but bits/dim needs dequantisation (x = (k + u) / 256, u uniform)"
     )
 

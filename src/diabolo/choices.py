@@ -52,8 +52,9 @@ class Choice:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """All overrides; of two on one key the last counts."""
-        return self.chosen + self.given
+        """What was chosen, without the keys that the user gives, then the user's own."""
+        given = {_key(text) for text in self.given}
+        return (*(text for text in self.chosen if _key(text) not in given), *self.given)
 
     @property
     def command(self) -> str:

@@ -562,11 +562,23 @@ def _run(tokens: list[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         raise
+    except ValueError as error:
+        if debug or not str(error).startswith(
+            "Expected parameter"
+        ):  # torch.distributions on parameters out of their range
+            return _internal(error, debug)
+        _say("error: this model gives numbers that are not finite: its training diverged or has hardly begun")
+        _say("Find out with: diabolo doctor RUN")
+        return 3
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
     except Exception as error:
-        traceback.print_exc() if debug else _say(
-            f"internal error: {error!r}\nThis is a fault of diabolo. Add --debug to see where."
-        )
-        return 1
+        return _internal(error, debug)
+
+
+def _internal(error: Exception, debug: bool) -> int:
+    traceback.print_exc() if debug else _say(
+        f"internal error: {error!r}\nThis is a fault of diabolo. Add --debug to see where."
+    )
+    return 1

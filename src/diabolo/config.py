@@ -278,7 +278,8 @@ def _unknown(path: str, accepted: list[str]) -> UsageError:
     keys = [key.removesuffix(".name") for key in accepted]
     parent = path.rpartition(".")[0]
     near = [key for key in keys if parent and key.startswith(parent + ".")] or keys
-    guess = did_you_mean(path, keys).partition("? ")
+    same_end = [key for key in keys if key.rpartition(".")[2] == path]
+    guess = did_you_mean(same_end[0] if len(same_end) == 1 else path, keys).partition("? ")
     suggestion = f"{guess[0]}? " if guess[1] else ""
     return UsageError(f"unknown key {path!r}", f"{suggestion}Accepted here: {', '.join(near)}.")
 

@@ -137,7 +137,8 @@ def data_range(e: Examination) -> Outcome:
     value outside."""
     r = e.range
     low, high = r.reach
-    measured = f"training values lie in [{r.low:g}, {r.high:g}], the likelihood's mean reaches [{low:g}, {high:g}]"
+    ends = "any value" if math.isinf(low) and math.isinf(high) else f"[{low:g}, {high:g}]"
+    measured = f"training values lie in [{r.low:g}, {r.high:g}], the likelihood's mean reaches {ends}"
     if not r.outside:
         return Sound("data range", f"{measured}; none of {r.n:,} values is outside", "a finding above 0")
     name = e.config.model.likelihood.name
@@ -315,7 +316,7 @@ def too_short(e: Examination) -> Outcome:
     fall = -slope * (count - 1)
     measured = (
         f"{rows[-1]['split']} loss {slope:+.3f} nats/example an epoch over the last {count}: "
-        f"a fall of {fall / scale:.1%} of the {scale:.1f} nats gained"
+        f"a {'fall' if fall >= 0 else 'rise'} of {abs(fall) / scale:.1%} of the {scale:.1f} nats gained"
     )
     if fall <= FALL_SHARE * scale or loss > min(float(row["loss"]) for row in rows):
         return Sound(
@@ -347,7 +348,8 @@ def best_epoch(e: Examination) -> Outcome:
     """Where the validation loss was lowest; a remark if that was long before the end and it has risen since."""
     rows = e.epochs("validation")
     if not rows:
-        return Unchecked("best epoch", "no validation loss was logged (train.curve)")
+        why = "(train.curve)" if e.epochs("train") else "before training ended"
+        return Unchecked("best epoch", f"no validation loss was logged {why}")
     best = min(rows, key=lambda row: float(row["loss"]))
     rise = rows[-1]["loss"] - best["loss"]
     kept = "its weights are kept" if e.config.train.keep == "best" else "the last weights are kept (train.keep=last)"

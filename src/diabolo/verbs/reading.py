@@ -53,7 +53,8 @@ def _compared(found: Comparison) -> tuple[str | Table, ...]:
     c, names = found.conditions, list(found.groups[0].metrics)
     shown = _short_names([run for group in found.groups for run in group.runs])
     heading = f"data {c['data']}, {c['split']} split, n = {c['n']:,}, likelihood family {c['likelihood family']}"
-    numbers = f"{c['unit']}; log p(x): K = {c['K']:,}; {c['bound or estimate']}; data hash {c['data hash'][:12]}"
+    sampled = f"log p(x): K = {c['K']:,}; " if "log_p" in names else ""
+    numbers = f"{c['unit']}; {sampled}{c['bound or estimate']}; data hash {c['data hash'][:12]}"
     groups = table("configuration", "runs", "seeds", *names)
     for group in found.groups:
         told = " ".join(f"{path}={plain(value)}" for path, value in group.differs.items())
@@ -213,7 +214,7 @@ def traverse(
     /,
     *,
     n: Annotated[int, Parameter(help="Steps along a dimension.")] = 11,
-    span: Annotated[float, Parameter(help="How far, in standard deviations of the prior.")] = 3.0,
+    span: Annotated[float, Parameter(help="How far, in standard deviations of the prior, or of the codes.")] = 3.0,
     split: SplitName = None,
     out: Annotated[Path | None, Parameter(help="The PNG file; traversals.png in the run directory.")] = None,
     overwrite: Overwrite = False,
@@ -221,7 +222,7 @@ def traverse(
     as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> Answer:
-    """Write a PNG with a row for each latent dimension, the most active first, the others at the prior's mean."""
+    """Write a PNG with a row for each latent dimension, the most active first, the others at the prior's (or the codes') mean."""
     ready(run, path, split, out, overwrite, import_, (".png",))
     at_least("--n", n, 2)
     if not 0 < span < float("inf"):
@@ -240,7 +241,8 @@ def traverse(
     rows = table("row", "latent dimension", "variance of the posterior mean")
     for row, (j, variance) in enumerate(zip(order.tolist(), activity.tolist()), 1):
         rows.add_row(str(row), str(j), f"{variance:.4f}")
-    return Answer((*how_read(chosen), rows, f"traversals: {target}  (-{span:g} to {span:g} prior standard deviations)"))
+    of = "prior standard deviations" if model.bounded else "standard deviations of the codes: there is no prior"
+    return Answer((*how_read(chosen), rows, f"traversals: {target}  (-{span:g} to {span:g} {of})"))
 
 
 # ------------------------------------------------------------------------------------------------ disk
