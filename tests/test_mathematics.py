@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,9 @@ from diabolo.metrics import (
 from diabolo.models.autoencoder import Autoencoder, Latent
 from diabolo.models.build import build_model
 from diabolo.models.distributions import diagonal_normal, unchecked
+from diabolo.models.likelihoods import Likelihood
 from diabolo.models.networks import MLP
-from diabolo.models.objectives import ELBO, IWAE, log_mean_exp
+from diabolo.models.objectives import ELBO, IWAE, Reconstruction, log_mean_exp
 from diabolo.training import train
 from known import (
     NORMS,
@@ -265,7 +267,16 @@ def check_bernoulli() -> None:
 
 
 def check_gaussian() -> None:
-    likelihood = registry.build("likelihood", "gaussian", scale=0.7).double()
+    check_density(registry.build("likelihood", "gaussian", scale=0.7).double())
+
+
+def check_gaussian_optimal() -> None:
+    likelihood = registry.build("likelihood", "gaussian_optimal").double()
+    likelihood.variance.fill_(0.49)
+    check_density(likelihood)
+
+
+def check_density(likelihood: Likelihood) -> None:
     axis = torch.linspace(-9, 9, 361, dtype=torch.float64)
     x = torch.cartesian_prod(axis, axis)
     params = torch.tensor([0.4, -1.1], dtype=torch.float64).expand(1, len(x), 2)
@@ -288,7 +299,12 @@ def check_bernoulli_relaxed() -> None:
     assert likelihood.normalised is False
 
 
-NORMALISATION = {"bernoulli": check_bernoulli, "bernoulli_relaxed": check_bernoulli_relaxed, "gaussian": check_gaussian}
+NORMALISATION = {
+    "bernoulli": check_bernoulli,
+    "bernoulli_relaxed": check_bernoulli_relaxed,
+    "gaussian": check_gaussian,
+    "gaussian_optimal": check_gaussian_optimal,
+}
 
 
 @pytest.mark.parametrize("name", registry.names("likelihood"))
@@ -382,7 +398,21 @@ def check_gaussian_standard_normal() -> None:
     torch.testing.assert_close(found, torch.trapezoid(integrand, grid).sum(1), rtol=0, atol=1e-8)
 
 
-KL = {("gaussian", "standard_normal"): check_gaussian_standard_normal}
+def check_there_is_none(posterior: str, prior: str) -> None:
+    """A point has no density and a plain autoencoder no prior: asking is an error, never a number."""
+    head = registry.build("posterior", posterior)
+    q = head(torch.randn(3, head.channels(4), dtype=torch.float64))
+    made = registry.build("prior", prior, **({} if prior == "none" else {"latent_shape": (4,)}))
+    with pytest.raises(NotImplementedError, match=r"no prior|no density"):
+        Latent(q.rsample((2,)), q, made()).kl()
+
+
+KL = {
+    ("gaussian", "standard_normal"): check_gaussian_standard_normal,
+    ("gaussian", "none"): partial(check_there_is_none, "gaussian", "none"),
+    ("dirac", "none"): partial(check_there_is_none, "dirac", "none"),
+    ("dirac", "standard_normal"): partial(check_there_is_none, "dirac", "standard_normal"),
+}
 
 
 PAIRS = list(itertools.product(registry.names("posterior"), registry.names("prior")))
@@ -419,12 +449,17 @@ def smooth_model(seed: int = 0, dimensions: int = 3) -> Autoencoder:
 GRADIENTS = {
     "elbo": [ELBO(), ELBO(beta=4.0), ELBO(beta=0.5, warmup_steps=4)],
     "iwae": [IWAE(samples=1), IWAE(samples=4, gradient="total")],
+    "reconstruction": [
+        Reconstruction(),
+        Reconstruction(noise="gaussian", level=0.4),
+        Reconstruction(contractive=0.3, jacobian="hutchinson", probes=2),
+    ],
 }
 
 
 @pytest.mark.parametrize("name", registry.names("objective"))
 def test_gradcheck_of_every_objective(name):
-    """Derivatives of loss, distortion and rate against finite differences, the noise frozen by its seed."""
+    """Derivatives of every term against finite differences, the noise frozen by its seed."""
     for objective in GRADIENTS[name]:
         model = smooth_model()
         names, values = zip(*model.named_parameters())

@@ -73,7 +73,7 @@ def results(evaluations: Evaluations, published: Mapping[str, Mapping[str, float
 def autoencoders(measures: Mapping[str, Any], language: str) -> str:
     """Error by size, denoising and compression of the chapter of autoencoders, each number one of measures.json."""
     words = WORDS[language]
-    bottleneck = [f"| {row['d']} | {_pm(row['ae'], 4)} | {_pm(row['pca'], 4)} |" for row in measures["bottleneck"]]
+    bottleneck = [f"| d = {row['d']} | {_pm(row['ae'], 4)} | {_pm(row['pca'], 4)} |" for row in measures["bottleneck"]]
     gaussian = measures["denoising"]["gaussian"]
     levels = [0.1, 0.3, 0.5]
     denoised = []
