@@ -314,6 +314,6 @@ def toy_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for word, kind in ((say("reconstructions"), "reconstructed"), (say("samples of the prior"), "sampled")):
         rows += [(model, word, entry) for model, entry in found[kind].items()]
     return [
-        (title, kind, f"{number(e['to_curve'], 3)} \u00b1 {number(e['se'], 3)}", number(e["from_curve"], 3))
+        (title, kind, f"{number(e['to_curve'], 4)} \u00b1 {number(e['se'], 4)}", number(e["from_curve"], 4))
         for title, kind, e in rows
     ]
