@@ -476,7 +476,7 @@ def test_train_prints_results_on_stdout_and_progress_on_stderr(trained):
     assert f"report: {name}/report.html" in out
     assert "likelihood gaussian, n = 297" in out
     assert "epoch" not in out
-    assert [line[:9] for line in err.splitlines()] == ["loss: thi", "data: gre", "epoch 1/2", "epoch 2/2", "evaluatin"]
+    assert [line[:9] for line in err.splitlines()] == ["loss: thi", "data: val", "epoch 1/2", "epoch 2/2", "evaluatin"]
     assert "\x1b" not in out + err and "\r" not in out + err
 
 
