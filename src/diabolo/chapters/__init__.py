@@ -34,7 +34,7 @@ CHAPTERS = {
         title="plain, denoising and contractive autoencoders on MNIST, beside PCA, filters, JPEG and a VAE",
         data="mnist",
         download=11_600_000,
-        disk=300_000_000,
+        disk=490_000_000,
         seconds=356.0,
         machine="2 cores, AMD EPYC with AVX-512, no GPU",
     ),
