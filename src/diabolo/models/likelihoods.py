@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,18 @@ class Likelihood(Head):
     def forward(self, params: Tensor) -> Distribution:
         """p(x | z) with batch shape (S, B)."""
         raise NotImplementedError
+
+
+def squashing(mean: str) -> Callable[[Tensor], Tensor]:
+    """The map from a network's output to the mean: the identity, or the sigmoid for pixels in [0, 1].
+
+    Raises:
+        ValueError: for any other name.
+    """
+    found: dict[str, Callable[[Tensor], Tensor]] = {"linear": lambda params: params, "sigmoid": torch.sigmoid}
+    if mean not in found:
+        raise ValueError(f"mean={mean!r} is one of {', '.join(found)}")
+    return found[mean]
 
 
 @register("likelihood", "bernoulli")
@@ -57,13 +70,16 @@ class GaussianLikelihood(Likelihood):
     """Normal(mean, scale^2) with one standard deviation for all values; `scale=None` learns it by gradient.
 
     log p(x | z) = -SSE / (2 scale^2) - D/2 log(2 pi scale^2), constants kept, nats per example.
+    mean = params, or with `mean="sigmoid"` sigmoid(params), which lies in (0, 1) as pixels do. The sum of squared errors that
+    many scripts minimise is scale = sqrt(1/2) without its constant.
     """
 
     family = "gaussian"
     accepts = ("grey", "real")  # on {0, 1} a density has no upper bound: scale -> 0
 
-    def __init__(self, scale: float | None = None) -> None:
+    def __init__(self, scale: float | None = None, mean: Literal["linear", "sigmoid"] = "linear") -> None:
         super().__init__()
+        self.squash = squashing(mean)
         if scale is not None and not scale > 0:
             raise ValueError(f"scale must be positive, not {scale}: it is a standard deviation")
         log_scale = torch.tensor(math.log(1.0 if scale is None else scale))
@@ -79,7 +95,7 @@ class GaussianLikelihood(Likelihood):
         return math.exp(self.log_scale.item())
 
     def forward(self, params: Tensor) -> Distribution:
-        return Independent(Normal(float32(params), self.log_scale.exp()), params.ndim - 2)
+        return Independent(Normal(self.squash(float32(params)), self.log_scale.exp()), params.ndim - 2)
 
 
 @register("likelihood", "gaussian_optimal")
@@ -91,7 +107,8 @@ class OptimalGaussianLikelihood(Likelihood):
 
     The sigma in use is a number that training and evaluation share, so this is one honest density, nats per example. By the
     envelope theorem its gradient is that of the likelihood at the optimal sigma. `log_prob` remembers the squared error in
-    training mode, `after_step` learns from it: the first step sets sigma, later ones move it by 1 - `decay`.
+    training mode, `after_step` learns from it: the first step sets sigma, later ones move it by 1 - `decay`. `mean` as in
+    `gaussian`.
 
     Raises:
         ValueError: for a decay outside [0, 1).
@@ -102,8 +119,9 @@ class OptimalGaussianLikelihood(Likelihood):
     family = "gaussian"
     accepts = ("grey", "real")  # on {0, 1} a density has no upper bound: sigma -> 0
 
-    def __init__(self, decay: float = 0.9) -> None:
+    def __init__(self, decay: float = 0.9, mean: Literal["linear", "sigmoid"] = "linear") -> None:
         super().__init__()
+        self.squash = squashing(mean)
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay} must be at least 0 and below 1")
         self.decay = decay
@@ -119,7 +137,7 @@ class OptimalGaussianLikelihood(Likelihood):
         return math.sqrt(self.variance.item())
 
     def forward(self, params: Tensor) -> Distribution:
-        return _Watched(Normal(float32(params), self.variance.sqrt()), params.ndim - 2, self._watch)
+        return _Watched(Normal(self.squash(float32(params)), self.variance.sqrt()), params.ndim - 2, self._watch)
 
     def _watch(self, mean: Tensor, x: Tensor) -> None:
         if self.training:
