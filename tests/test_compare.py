@@ -159,7 +159,7 @@ def test_real_runs_of_other_data_likelihood_and_draws_are_refused(runs, tmp_path
 def test_identical_runs_tie_with_difference_zero(copy):
     found = compare([copy(), copy()])
     [metrics] = found.differences.values()
-    assert {"elbo", "log_p", "kl", "distortion", "mse_mean", "mse_sample"} == set(metrics)
+    assert {"elbo", "log_p", "kl", "distortion", "mse_mean", "mse_sample", "bits_per_dim"} == set(metrics)
     for d in metrics.values():
         assert (d.mean, d.low, d.high, d.verdict) == (0, 0, 0, "tie")
 

@@ -24,7 +24,7 @@ from diabolo.runs import Run, sha256
 logger = logging.getLogger("diabolo")
 
 #: Metrics that are means over images, and the name of their column in per_image.safetensors.
-METRICS = ("elbo", "log_p", "kl", "distortion", "mse_mean", "mse_sample")
+METRICS = ("elbo", "log_p", "kl", "distortion", "mse_mean", "mse_sample", "bits_per_dim", "ssim")
 LEVEL = 0.95
 
 

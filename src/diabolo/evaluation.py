@@ -18,10 +18,12 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from diabolo import data as data_module
 from diabolo import registry, runs
-from diabolo.data import Access, Dataset, Loader
+from diabolo.code_length import bits, code_length, dequantized
+from diabolo.data import Access, Dataset, DataSpec, Loader
 from diabolo.data.levels import entropy_floor
 from diabolo.engine import own_randomness, pick_device
 from diabolo.errors import DataError, UsageError
+from diabolo.images_metrics import WINDOW, ssim
 from diabolo.metrics import (
     Evidence,
     blocked_log_mean_exp,
@@ -148,7 +150,9 @@ def _finite(
 
 def evaluation_source_hash() -> str:
     """SHA-256 of the source that decides what an evaluation gives."""
-    return runs.source_hash("models", "data", "metrics.py", "evaluation.py", "seeds.py")
+    return runs.source_hash(
+        "models", "data", "metrics.py", "code_length.py", "images_metrics.py", "evaluation.py", "seeds.py"
+    )
 
 
 def _check(settings: Settings) -> None:
@@ -172,17 +176,28 @@ def gather(
             "One example has no standard error.",
             "Use more data.",
         )
-    whole = _whole_pass(model, loader, settings, progress)
+    whole = _whole_pass(model, loader, dataset.spec, settings, progress)
     clock.lap("pass")
+    spread = _calibration(model, dataset, settings, device, progress) if "dequantized_error" in whole else {}
+    if spread:
+        clock.lap("calibration")
     labels = dataset.split(settings.split).labels
     sampled = _importance(model, loader, labels, settings, progress) if model.bounded else {}
     clock.lap("importance")
     probes = _probe_inputs(model, dataset, device) if settings.probes and labels is not None else {}
     clock.lap("probes")
     unit = "nats/image" if len(dataset.spec.shape) == 3 else "nats/example"
-    return Evidence(
-        split=settings.split, unit=unit, samples=settings.elbo_samples, labels=labels, **whole, **sampled, **probes
-    ), clock.laps
+    evidence = Evidence(
+        split=settings.split,
+        unit=unit,
+        samples=settings.elbo_samples,
+        labels=labels,
+        dimensions=dataset.spec.dimensions,
+        pixels=_levels(dataset.spec),
+        density=_density(model),
+        **{**whole, **spread, **sampled, **probes},
+    )
+    return evidence, clock.laps
 
 
 class _Clock:
@@ -195,13 +210,32 @@ class _Clock:
         self.laps[name], self.last = round(now - self.last, 2), now
 
 
-def _whole_pass(model: Autoencoder, loader: Loader, settings: Settings, progress: Progress) -> dict[str, Any]:
+def _levels(spec: DataSpec) -> bool:
+    """Whether the data are images of levels k/255."""
+    return spec.values == "grey" and len(spec.shape) == 3
+
+
+def _density(model: Autoencoder) -> bool:
+    return model.likelihood.normalised and not model.likelihood.discrete
+
+
+def _whole_pass(
+    model: Autoencoder, loader: Loader, spec: DataSpec, settings: Settings, progress: Progress
+) -> dict[str, Any]:
     progress.start(f"{'ELBO' if model.bounded else 'distortion'} on {settings.split}", len(loader))
     seed, columns = fold(settings.seed, "elbo"), []
     measure = _bounded if model.bounded else _unbounded
     for batch in loader.ordered(BATCH):
-        columns.append(measure(model, batch.x, batch.index.tolist(), settings.elbo_samples, seed))
-        progress.advance(len(batch.x))
+        index, x = batch.index.tolist(), batch.x
+        row = measure(model, x, index, settings.elbo_samples, seed)
+        if model.bounded and spec.values == "grey" and _density(model):
+            row |= code_length(model, x, index, settings.elbo_samples, seed)
+        elif model.bounded and model.likelihood.discrete:
+            row["bits"] = bits(-row["elbo"], spec.dimensions, density=False)
+        if _levels(spec) and min(spec.shape[1:]) >= WINDOW:
+            row["ssim"] = ssim(x.cpu(), model.reconstruct(x).mean[0].cpu())
+        columns.append(row)
+        progress.advance(len(x))
     progress.finish()
     return {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
 
@@ -239,6 +273,24 @@ def _kl_per_dimension(q: Any, p: Any) -> Tensor | None:
     if not (isinstance(q, Independent) and isinstance(q.base_dist, Normal) and isinstance(p, Independent)):
         return None
     return float64(kl_divergence(q.base_dist, p.base_dist)).flatten(1)  # (B, d)
+
+
+def _calibration(
+    model: Autoencoder, dataset: Dataset, settings: Settings, device: torch.device, progress: Progress
+) -> dict[str, Any]:
+    """The variance that a Gaussian with one sigma should have: its error on the training split, z drawn once for an image."""
+    if model.likelihood.family != "gaussian" or getattr(model.likelihood, "sigma", None) is None:
+        return {}
+    loader, seed, total = Loader(dataset, "train", device), fold(settings.seed, "calibration"), 0.0
+    progress.start("sigma on train", len(loader))
+    for batch in loader.ordered(BATCH):
+        index = batch.index.tolist()
+        x = dequantized(batch.x, index, fold(seed, "dequantize"))
+        error = mean_squared_error(keyed_inference(model, x, index, 1, seed).likelihood, x)
+        total += float64(error).sum().item()
+        progress.advance(len(index))
+    progress.finish()
+    return {"train_variance": total / len(loader), "train_examples": len(loader)}
 
 
 def _importance(
@@ -334,8 +386,9 @@ def stratified(labels: Tensor | None, total: int, count: int, seed: int) -> Tens
 def _per_image(e: Evidence) -> dict[str, Tensor]:
     columns = {
         name: getattr(e, name)
-        for name in ("elbo", "kl", "distortion", "mse_mean", "mse_sample", "mean", "labels", "log_p", "ess")
+        for name in ("elbo", "kl", "distortion", "mse_mean", "mse_sample", "mean", "labels", "log_p", "ess", "ssim")
     }
+    columns["bits_per_dim"] = e.bits
     return {
         **{name: t for name, t in columns.items() if t is not None},
         **({} if e.index is None else {"log_p_index": e.index}),

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from diabolo.metrics import Entry, Evidence, mean_and_se
+from diabolo.registry import register
+
 #: Side and standard deviation of the Gaussian window, and the two constants (Wang et al., 2004).
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
@@ -25,6 +28,11 @@ def psnr(mse: float) -> float:
     The error is the mean over all pixels of all images: the PSNR of a set, not the mean of its images' PSNRs, which is larger.
     """
     return math.inf if mse == 0 else -10 * math.log10(mse)
+
+
+def psnr_se(mse: float, se: float) -> float:
+    """The standard error of `psnr`, in decibels, from that of the mean squared error, by the delta method."""
+    return math.inf if mse == 0 else 10 / math.log(10) * se / mse
 
 
 def mean_squared_errors(x: Tensor, y: Tensor) -> Tensor:
@@ -77,3 +85,28 @@ def _bells(side: int) -> Tensor:
 
 def _chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(x.split(_CHUNK), y.split(_CHUNK))
+
+
+@register("metric", "psnr")
+def psnr_at_mean(e: Evidence) -> Entry | None:
+    """Peak signal-to-noise ratio of reconstructions at z = mu, decibels: of the mean error over all pixels of all images.
+
+    Absent for data that are not images of levels, and where a reconstruction is without any error.
+    """
+    mse, se = mean_and_se(e.mse_mean)
+    if not e.pixels or mse == 0:
+        return None
+    return {
+        "value": psnr(mse),
+        "se": psnr_se(mse, se),
+        "n": e.mse_mean.numel(),
+        "unit": "dB",
+        "split": e.split,
+        "z": "mean",
+    }
+
+
+@register("metric", "ssim")
+def ssim_at_mean(e: Evidence) -> Entry | None:
+    """Structural similarity of reconstructions at z = mu, the mean over images. Absent where they are smaller than its window."""
+    return None if e.ssim is None else e.entry(e.ssim, "SSIM", z="mean")

@@ -146,6 +146,15 @@ class Evidence:
     k: int = 0
     curve: dict[int, Tensor] | None = None  # K -> (m,)
     curve_variance: dict[int, Tensor] | None = None
+    dimensions: int = 0  # D
+    pixels: bool = False  # whether the data are images of levels in [0, 1]: what a peak of 1 means
+    ssim: Tensor | None = None  # (N,) at z = mu, of images as large as its window
+    density: bool = False  # whether the likelihood is a density, so that levels need dequantization
+    bits: Tensor | None = None  # (N,) bits/dim, with dequantized levels where it is a density
+    dequantized_error: Tensor | None = None  # (N,) mean squared error at drawn z, of a density
+    dequantized_kl: Tensor | None = None  # (N,)
+    train_variance: float | None = None  # of a Gaussian with one sigma: its dequantized error on the training split
+    train_examples: int = 0  # that it is the mean of
 
     @property
     def error_unit(self) -> str:

@@ -129,10 +129,13 @@ def seconds(value: float) -> str:
 
 def digits_of(metric: str) -> int:
     """How many decimals a metric is printed with."""
-    return 5 if metric.startswith("mse") else 0 if metric == "active_units" else 4 if metric in SHARES else 2
+    if metric.startswith("mse"):
+        return 5
+    return 0 if metric == "active_units" else 4 if metric in (*SHARES, *INDICES) else 2
 
 
 SHARES = ("linear_probe", "nearest_neighbour")
+INDICES = ("ssim", "bits_per_dim", "bits_per_dim_calibrated")
 
 #: Units, stages and values that runs and evaluations name; one that a component of your own names is shown as it is.
 _WORDS: dict[str, str] = {
@@ -147,6 +150,7 @@ _WORDS: dict[str, str] = {
         say("train"),
         say("curve"),
         say("pass"),
+        say("calibration"),
         say("importance"),
         say("probes"),
         say("metrics"),

@@ -114,6 +114,7 @@ def stages_of(everything: Sequence[runs.Run]) -> dict[str, float]:
             label = {
                 "pass": "ELBO",
                 "importance": say("importance sampling"),
+                "calibration": say("sigma on the training split"),
                 "probes": say("encoding for probes"),
                 "metrics": say("probes"),
             }[name]

@@ -17,10 +17,12 @@ from diabolo.registry import register
 
 class Likelihood(Head):
     """p(x | z). `family`: numbers of different families are never ranked together. `normalised`: whether it sums or
-    integrates to 1 over x; every label "unnormalised" is read from here. `accepts`: the kinds of data it scores."""
+    integrates to 1 over x; every label "unnormalised" is read from here. `discrete`: whether it is a probability of the data
+    rather than a density, so that -log p(x | z) is a code length as it stands. `accepts`: the kinds of data it scores."""
 
     family: str
     normalised = True
+    discrete = False
     accepts: tuple[str, ...] = ("grey", "binary", "real")
 
     def forward(self, params: Tensor) -> Distribution:
@@ -46,6 +48,7 @@ class BernoulliLikelihood(Likelihood):
     example, l = sigmoid(params). Raises ValueError (in evaluation) for any other value of x."""
 
     family = "bernoulli"
+    discrete = True
     accepts = ("binary",)
 
     def forward(self, params: Tensor) -> Distribution:
