@@ -5,7 +5,6 @@ torch is imported only once a command is known to be right, so that help, listin
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import json
 import logging
@@ -24,8 +23,7 @@ from rich.console import Console
 from diabolo import choices, durations, language, listings, registry, verbs
 from diabolo import config as configuration
 from diabolo.data.access import Access
-from diabolo.errors import DiaboloError, UsageError, did_you_mean
-from diabolo.listings import megabytes
+from diabolo.errors import DiaboloError, UsageError
 from diabolo.options import DataOptions, Device, Imports, Json, Lang, Override, RunPath
 from diabolo.options import existing_run as _existing_run
 from diabolo.options import import_modules as _import
@@ -52,66 +50,6 @@ for _verb in verbs.VERBS:  # they return an Answer, which is printed here
 
 
 # ------------------------------------------------------------------------------------------------ verbs
-@app.command
-def reproduce(
-    chapter: Annotated[str | None, Parameter(help="A chapter; left out, the chapters are listed.")] = None,
-    /,
-    *,
-    full: Annotated[bool, Parameter(help="K = 5,000 on all test images (much longer).")] = False,
-    smoke: Annotated[bool, Parameter(help="One epoch and small K: does everything run? Numbers mean nothing.")] = False,
-    out: Annotated[
-        Path | None, Parameter(help="Where to; runs/reproduce/CHAPTER (runs/smoke/CHAPTER with --smoke).")
-    ] = None,
-    device: Device = "auto",
-    lang: Lang = "en",
-    as_json: Json = False,
-    options: DataOptions = DataOptions(),
-) -> int:
-    """Run a chapter from data to report; finished parts are used again."""
-    from diabolo.chapters import CHAPTERS
-
-    if chapter is None:
-        return _list_chapters(as_json)
-    if chapter not in CHAPTERS:
-        raise UsageError(f"unknown chapter {chapter!r}", did_you_mean(chapter, sorted(CHAPTERS)))
-    if full and smoke:
-        raise UsageError("--full and --smoke exclude each other")
-    language.check(lang)
-    about = CHAPTERS[chapter]
-    out = out or Path("runs") / ("smoke" if smoke else "reproduce") / chapter
-    cached = _is_cached(about.data, options.access())
-    fetched = "nothing: the data are in the cache" if cached else megabytes(about.download)
-    _say(f"{chapter}: {about.title}")
-    _say(f"  downloads {fetched}; uses {megabytes(about.disk)} of disk for data and runs; writes to {out}")
-    module = importlib.import_module(f"diabolo.chapters.{chapter}")
-    with _progress() as progress:
-        result = module.reproduce(
-            out,
-            plan="full" if full else "smoke" if smoke else "normal",
-            access=options.access(),
-            device=device,
-            progress=progress,
-            lang=lang,
-        )
-    if as_json:
-        print(
-            json.dumps({
-                "report": str(result.report),
-                "reused": result.reused,
-                "seconds": result.seconds,
-                "runs": {run.name: run.evaluation() for run in result.runs},
-            })
-        )
-        return 0
-    _print_evaluations(result.runs)
-    if result.reused:
-        _say(f"used again (same configuration, data and source): {len(result.reused)} finished parts")
-        _say(f"  to redo one, delete its folder, for example {result.runs[0].path}; to redo all, delete {out}")
-    _say(f"done in {result.seconds:.1f} s")
-    print(f"report: {result.report}")
-    return 0
-
-
 @app.command
 def train(
     preset: Annotated[
@@ -180,7 +118,7 @@ def evaluate(
     /,
     *,
     split: Annotated[Literal["test", "validation", "train"], Parameter(help="The split to measure on.")] = "test",
-    k: Annotated[int | None, Parameter(help="Draws of z for log p(x) (1,000).")] = None,
+    k: Annotated[int | None, Parameter(help="Draws of z for log p(x) (1,000); 0: it is not estimated.")] = None,
     images: Annotated[int | None, Parameter(help="Images for log p(x), stratified; 0 for all (500).")] = None,
     elbo_samples: Annotated[int | None, Parameter(help="Draws of z for the bound on every image (10).")] = None,
     full: Annotated[bool, Parameter(help="K = 5,000 on all images.")] = False,
@@ -486,28 +424,6 @@ def _show(answer: verbs.Answer) -> int:
     for part in answer.parts if answer.data is None else ():
         print(part) if isinstance(part, str) else _out().print(part)
     return 0
-
-
-def _list_chapters(as_json: bool) -> int:
-    from dataclasses import asdict
-
-    from diabolo.chapters import CHAPTERS
-
-    if as_json:
-        print(json.dumps([asdict(chapter) for chapter in CHAPTERS.values()]))
-        return 0
-    for chapter in CHAPTERS.values():
-        print(f"{chapter.name:13} {chapter.title}")
-        size = f"download {megabytes(chapter.download)}, disk {megabytes(chapter.disk)}"
-        print(f"{'':13} {size}, took {chapter.seconds / 60:.1f} min on {chapter.machine}")
-    print("Run one with: diabolo reproduce NAME")
-    return 0
-
-
-def _is_cached(name: str, access: Access) -> bool:
-    from diabolo.data import manage
-
-    return any(row.name == name and row.cached for row in manage.describe(access))
 
 
 def _out() -> Console:

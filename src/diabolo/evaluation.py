@@ -50,7 +50,7 @@ IMPORTANCE_BATCH = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a run is measured. `k` draws for log p(x) on `images` stratified images (0, or more than
+    """How a run is measured. `k` draws for log p(x) (0: it is not estimated) on `images` stratified images (0, or more than
     there are: all), `elbo_samples` draws for the
     bound on every image, the curve of log p against `curve_k` on `curve_images` of them; `probes` fits classifiers."""
 
@@ -156,7 +156,7 @@ def evaluation_source_hash() -> str:
 
 
 def _check(settings: Settings) -> None:
-    for name, least in (("k", 1), ("images", 0), ("elbo_samples", 2), ("curve_images", 0)):
+    for name, least in (("k", 0), ("images", 0), ("elbo_samples", 2), ("curve_images", 0)):
         if getattr(settings, name) < least:
             raise UsageError(f"{name}={getattr(settings, name)} is refused", f"It must be at least {least}.")
     if any(k < 1 for k in settings.curve_k):
@@ -182,7 +182,7 @@ def gather(
     if spread:
         clock.lap("calibration")
     labels = dataset.split(settings.split).labels
-    sampled = _importance(model, loader, labels, settings, progress) if model.bounded else {}
+    sampled = _importance(model, loader, labels, settings, progress) if model.bounded and settings.k else {}
     clock.lap("importance")
     probes = _probe_inputs(model, dataset, device) if settings.probes and labels is not None else {}
     clock.lap("probes")

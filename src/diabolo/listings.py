@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from diabolo.data.manage import Row
     from diabolo.runs import Run
 
-BOUND_COLUMNS = ("run", "ELBO", "log p(x), IS", "gap", "KL", "MSE, z = mu", "MSE, z drawn", "active")
+IMPORTANCE_COLUMNS = ("log p(x), IS", "gap")
+BOUND_COLUMNS = ("KL", "MSE, z = mu", "MSE, z drawn", "active")
 CODE_COLUMNS = ("run", "distortion", "MSE, z = code")
 
 
@@ -64,14 +65,13 @@ def evaluation_tables(finished: Sequence[Run]) -> Iterator[tuple[str, Table, str
         kind = "" if about["bound"] == "elbo" else ", no bound: a plain autoencoder"
         values = kind_of_values(about["values"], run.env["data"]["spec"]["shape"])
         data = f"data {about['data']}, {about['split']} split, {values} values"
-        groups.setdefault(f"{data}, likelihood {about['likelihood']}{label}{kind}, n = {about['n']:,}", []).append((
-            run,
-            result,
-        ))
+        estimated = "" if kind or "log_p" in result else ", log p(x) not estimated"
+        heading = f"{data}, likelihood {about['likelihood']}{label}{kind}{estimated}, n = {about['n']:,}"
+        groups.setdefault(heading, []).append((run, result))
     for heading, members in groups.items():
         first = members[0][1]
         bound = first["about"]["bound"] == "elbo"
-        rows = table(*(BOUND_COLUMNS if bound else CODE_COLUMNS))
+        rows = table(*(_bound_columns(first) if bound else CODE_COLUMNS))
         for run, result in members:
             rows.add_row(run.name, *(_cells(result) if bound else _code_cells(result)))
         yield heading, rows, _numbers(first) if bound else _unbounded_numbers(first)
@@ -86,8 +86,14 @@ def _value(unit: str) -> str:
     return "pixel" if unit == "nats/image" else "value"
 
 
+def _bound_columns(result: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("run", "ELBO", *(IMPORTANCE_COLUMNS if "log_p" in result else ()), *BOUND_COLUMNS)
+
+
 def _numbers(result: Mapping[str, Any]) -> str:
-    unit, log_p = result["elbo"]["unit"], result["log_p"]
+    unit, log_p = result["elbo"]["unit"], result.get("log_p")
+    if log_p is None:
+        return f"{unit}, value +- standard error over images; MSE per {_value(unit)}"
     of = "images" if log_p["se"] == log_p["plain_se"] else "the mean gap"
     few = "" if log_p["ess_p10"] >= 10 else " (a few draws carry some images: their log p(x) is low)"
     return (
@@ -102,11 +108,11 @@ def _shown(result: Mapping[str, Any], name: str, digits: int) -> str:
 
 
 def _cells(result: Mapping[str, Any]) -> list[str]:
-    gap, active = result["log_p"], result["active_units"]
+    gap, active = result.get("log_p"), result["active_units"]
+    estimated = [] if gap is None else [_shown(result, "log_p", 2), f"{gap['gap']:.2f} +- {gap['gap_se']:.2f}"]
     return [
         _shown(result, "elbo", 2),
-        _shown(result, "log_p", 2),
-        f"{gap['gap']:.2f} +- {gap['gap_se']:.2f}",
+        *estimated,
         _shown(result, "kl", 2),
         _shown(result, "mse_mean", 4),
         _shown(result, "mse_sample", 4),

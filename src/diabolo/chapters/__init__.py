@@ -8,7 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Chapter:
     """A line of `diabolo reproduce`: what it makes, of which data, bytes to download, bytes on disk, seconds that a named machine
-    took."""
+    took. `plans`: how much of it can be asked for."""
 
     name: str
     title: str
@@ -17,6 +17,7 @@ class Chapter:
     disk: int
     seconds: float
     machine: str
+    plans: tuple[str, ...] = ("normal", "full", "smoke")
 
 
 CHAPTERS = {
