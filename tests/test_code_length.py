@@ -22,7 +22,8 @@ torch.set_num_threads(1)
 D = 3 * 16 * 16
 IMAGES = tiny_images(90, (3, 16, 16))
 SETTINGS = Settings(k=0, elbo_samples=2, curve_k=(), probes=False)
-SMALL = "model.latent=3 model.encoder.width=8 model.decoder.width=8 train.epochs=1 train.curve=none train.keep=last".split()
+SIZES = ("model.latent=3", "model.encoder.width=8", "model.decoder.width=8")
+SMALL = (*SIZES, "train.epochs=1", "train.curve=none", "train.keep=last")
 
 
 @pytest.fixture(scope="module")
