@@ -4,17 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: reproduce reproduce-full reproduce-autoencoders smoke test lint types teeth soak setup clean help
+.PHONY: reproduce reproduce-full reproduce-autoencoders reproduce-cifar10 reproduce-all smoke test lint types \
+  teeth soak verify-cifar setup clean help
 
 help:
 	@echo "make reproduce   set up, get MNIST, train and evaluate the article's MNIST chapter, write the report"
 	@echo "make smoke       the same with one epoch, to see that everything works"
 	@echo "make reproduce-full  the same with K = 5,000 on all test images (much longer)"
 	@echo "make reproduce-autoencoders  the chapter of plain, denoising and contractive autoencoders"
+	@echo "make reproduce-cifar10  the chapter of CIFAR-10: why it was blurred (139 MB to download, most of an hour)"
+	@echo "make reproduce-all  every chapter"
 	@echo "make test        set up and run the tests"
 	@echo "make lint types  ruff and mypy --strict"
 	@echo "make teeth       plant bugs one at a time and check that the tests catch each (many minutes)"
 	@echo "make soak        kill a training run fifty times and compare it with one that nothing happened to (minutes)"
+	@echo "make verify-cifar  the chapter of CIFAR-10 with its checks; the result is kept in results/cifar10"
 	@echo "make clean       remove caches (not runs, not data)"
 
 reproduce: $(STAMP)
@@ -25,6 +29,12 @@ reproduce-full: $(STAMP)
 
 reproduce-autoencoders: $(STAMP)
 	@$(BIN)/python -m diabolo reproduce autoencoders --yes
+
+reproduce-cifar10: $(STAMP)
+	@$(BIN)/python -m diabolo reproduce cifar10 --yes
+
+reproduce-all: $(STAMP)
+	@$(BIN)/python -m diabolo reproduce all --yes
 
 smoke: $(STAMP)
 	@$(BIN)/python -m diabolo reproduce mnist --smoke --yes
@@ -44,6 +54,9 @@ teeth: $(STAMP)
 
 soak: $(STAMP)
 	@$(BIN)/python tools/soak.py --out results/soak.json
+
+verify-cifar: $(STAMP)
+	@$(BIN)/python tools/verify_cifar.py --out results/cifar10
 
 setup: $(STAMP)
 

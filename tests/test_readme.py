@@ -104,10 +104,10 @@ def test_the_library_example_runs_verbatim(tmp_path):
 
 
 def test_a_component_of_ones_own_runs_verbatim(tmp_path):
-    (tmp_path / "laplace.py").write_text(the_block("python", COMPONENT), encoding="utf-8")
+    (tmp_path / "student.py").write_text(the_block("python", COMPONENT), encoding="utf-8")
     train, sample = (c for c in commands(text_of("README.md")) if "--import" in c)
     out = run(["-m", "diabolo", *train], tmp_path)
-    assert "likelihood laplace" in out and "run: " in out
+    assert "likelihood student_t" in out and "run: " in out
     assert "samples: " in run(["-m", "diabolo", *sample], tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_a_command_that_is_wrong_would_be_found():
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_presets_and_overrides_in_the_documents_resolve(name):
-    own = {"model.likelihood=laplace", "model.likelihood.scale=0.2"}  # of the example, which is run
+    own = {"model.likelihood=student_t", "model.likelihood.scale=0.2"}  # of the example, which is run
     for verb, *rest in commands(text_of(name)):
         words = [word for word in rest if word not in own]
         if verb in {"train", "config"} and words and words[0] in config.preset_names():
@@ -134,7 +134,7 @@ def test_presets_and_overrides_in_the_documents_resolve(name):
 def test_make_targets_and_their_commands_are_those_of_the_makefile():
     makefile = text_of("Makefile")
     rows = re.findall(r"^\| `make ([\w-]+)` \| `(.+)` \|$", section(text_of("README.md"), "Installation"), re.MULTILINE)
-    assert len(rows) == 9
+    assert len(rows) == 12
     for target, command in rows:
         recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE).group(1)
         for part in command.split("` and `"):
