@@ -60,7 +60,7 @@ def _two_sided(f: Findings, sides: Sides, rate: float | None) -> str:
     terms = [f"{_factor(sides.over)}SSE(mean above x)", f"{_factor(sides.under)}SSE(mean below x)"]
     if rate is not None:
         terms.append(f"{_factor(rate)}KL(q(z|x) || p(z))")
-    if f.sized:
+    if f.sized and sides.rest:
         terms.append(f"({number(sides.rest)})")
     what = (
         "minus the ELBO of a model with two-piece normals in place of p(x|z), constant included: sigma^2 = "

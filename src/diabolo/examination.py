@@ -305,8 +305,9 @@ def constant_loss(
             if callable(learn):
                 learn()
             losses.append(loss.item())
-    late = losses[-_FIT_STEPS // 5]
-    if not (math.isfinite(losses[-1]) and late - losses[-1] <= 0.05 * max(losses[0] - losses[-1], 1e-9)):
+    before, late = losses[: -_FIT_STEPS // 5], losses[-_FIT_STEPS // 5]
+    settled = min(before) <= losses[-1] or late - losses[-1] <= 0.05 * (losses[0] - losses[-1])
+    if not (math.isfinite(losses[-1]) and settled):
         raise Unreachable(
             "the loss of the best constant model does not settle: it may have no lower bound on these data"
         )

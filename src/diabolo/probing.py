@@ -6,8 +6,8 @@ Jacobian J are set by hand and moved one at a time:
     loss = a D + b K + c J + rest,   a = dloss / dD,  b = dloss / dK,  c = dloss / dJ
 
 by central differences. Where the loss is no such sum, it is asked whether it is one of squared errors of the mean that weigh
-differently above and below the values. A likelihood is asked for its curvature in x (1 / sigma^2 where it is a squared error), for its mass
-over the values it scores (1 if it is normalised), and for what happens to it when an example is twice as large.
+differently above and below the values. A likelihood is asked for its curvature in x (1 / sigma^2 where it is a squared error),
+for its mass over the values it scores (1 if it is normalised), and for what happens to it when an example is twice as large.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ class Sides:
 
     def mass(self, dimensions: int) -> float:
         """What exp(-loss) without the rate integrates to, for each of the values."""
-        return math.sqrt(math.pi) / 2 * (self.over**-0.5 + self.under**-0.5) * math.exp(-self.rest / dimensions)
+        widths = 1 / math.sqrt(self.over) + 1 / math.sqrt(self.under)
+        return math.sqrt(math.pi) / 2 * widths * math.exp(-self.rest / dimensions)
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ class _Probe:
         told = exact + float(error.square().where(error > 0, error.square() * under / over).sum()) * over
         if not math.isclose(told, float(self.loss(LATE).mean()), rel_tol=TOLERANCE):
             return None
-        return Sides(over, under, exact - rate * 0.5)
+        return Sides(over, under, _round(exact - rate * 0.5, abs(exact) + 1))
 
     def warm(self) -> int:
         """The first step from which the loss no longer depends on the step, by bisection: a warm-up goes one way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,8 +106,8 @@ def _split(name: str, count: int, size: int, seed: int) -> Split:
 def _cosines(size: int) -> Tensor:
     """The orthonormal discrete cosine transform (DCT-II) as a matrix (size, size), a frequency a row."""
     at, frequency = torch.arange(size, dtype=torch.float64) + 0.5, torch.arange(size, dtype=torch.float64)
-    rows = torch.cos(torch.pi * frequency[:, None] * at / size) * (2 / size) ** 0.5
-    rows[0] *= 0.5**0.5
+    rows = torch.cos(torch.pi * frequency[:, None] * at / size) * math.sqrt(2 / size)
+    rows[0] *= math.sqrt(0.5)
     return rows
 
 
@@ -114,11 +115,11 @@ def _amplitude(kind: _Kind, size: int) -> Tensor:
     """Standard deviations (size, size) of the coefficients, so that those of the pixels are _SD on average."""
     squared = torch.arange(size, dtype=torch.float64).square()
     power = (1 + squared[:, None] / kind.along + squared * kind.along) ** -kind.falls
-    return (power * (_SD * size) ** 2 / power.sum()).sqrt()
+    return (power / power.sum()).sqrt() * (_SD * size)
 
 
 def _normal(stream: np.random.Philox, shape: tuple[int, ...]) -> Tensor:
     """Standard normal numbers by the inverse of their distribution function, float64."""
-    words = np.asarray(stream.random_raw(int(np.prod(shape))), dtype=np.uint64) >> np.uint64(11)
-    uniform = (torch.from_numpy(words.astype(np.float64)) + 0.5) * 2.0**-53
-    return torch.special.ndtri(uniform).reshape(shape)
+    words = np.asarray(stream.random_raw(math.prod(shape)), dtype=np.uint64) >> np.uint64(11)
+    normal: Tensor = torch.special.ndtri((torch.from_numpy(words.astype(np.float64)) + 0.5) * 2.0**-53)
+    return normal.reshape(shape)

@@ -33,12 +33,12 @@ def permute(dataset: Dataset) -> Dataset:
     """
     _, height, width = dataset.spec.shape
     order = positions(height, width)
-    parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    moved = {name: None if split is None else _moved(split, order) for name, split in parts.items()}
     digest = hashlib.sha256(order.numpy().astype("<i8").tobytes()).hexdigest()
     return replace(
         dataset,
-        **moved,
+        train=_moved(dataset.train, order),
+        validation=None if dataset.validation is None else _moved(dataset.validation, order),
+        test=_moved(dataset.test, order),
         hashes={**dataset.hashes, "pixel positions": digest},
         note=f"{dataset.note}; pixel positions permuted, in all images and channels alike (data.permuted)",
     )

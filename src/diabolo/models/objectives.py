@@ -175,18 +175,18 @@ class Asymmetric:
     .. math:: loss = \sum_i g(\hat x_i - x_i)^2 + D \log\!\left[\tfrac{\sqrt\pi}{2} (1 + 1 / slope)\right] + KL(q(z|x) \| p(z)),
               \qquad g(r) = \max(r, 0) + slope\, \min(r, 0)
 
-    The residual goes through a LeakyReLU before it is squared: the literal reading of the article's "optimised loss", which is to
-    give the squared error a gradient for negative inputs (it never lacked one). It is minus the ELBO, in nats per example, of independent two-piece normals with
-    mode xhat, sigma_1^2 = 1/2 below it and sigma_2^2 = 1/(2 slope^2) above, constant kept; slope = 1 is `elbo` with the gaussian of
-    scale sqrt(1/2). For any smaller slope the best xhat is no mean but the slope^2 / (1 + slope^2) expectile of x given z: the
-    0.0385 expectile at slope 0.2. xhat is the mean of the model's likelihood, a gaussian with a fixed scale, whose density is not
-    used in training; evaluation scores that density, as of any other model.
+    The residual goes through a LeakyReLU before it is squared: the literal reading of the article's "optimised loss", which is
+    to give the squared error a gradient for negative inputs (it never lacked one). It is minus the ELBO, in nats per example,
+    of independent two-piece normals with mode xhat, sigma_1^2 = 1/2 below it and sigma_2^2 = 1/(2 slope^2) above, constant
+    kept; slope = 1 is `elbo` with the gaussian of scale sqrt(1/2). For any smaller slope the best xhat is no mean but the
+    slope^2 / (1 + slope^2) expectile of x given z: the 0.0385 expectile at slope 0.2. xhat is the mean of the model's
+    likelihood, a gaussian with a fixed scale, whose density training does not use; evaluation scores it, as of any other model.
 
     Raises:
         ValueError: for a slope that is not above 0 and at most 1.
 
-    References: Newey & Powell, Asymmetric least squares estimation and testing (1987), https://doi.org/10.2307/1911031; Wallis, The
-    two-piece normal, binormal, or double Gaussian distribution (2014), https://doi.org/10.1214/13-STS417.
+    References: Newey & Powell, Asymmetric least squares estimation and testing (1987), https://doi.org/10.2307/1911031; Wallis,
+    The two-piece normal, binormal, or double Gaussian distribution (2014), https://doi.org/10.1214/13-STS417.
     """
 
     bound = True  # of a model with the two-piece normal as likelihood
