@@ -37,7 +37,7 @@ from diabolo.models.build import build_model
 from diabolo.models.distributions import diagonal_normal, unchecked
 from diabolo.models.likelihoods import Likelihood
 from diabolo.models.networks import MLP
-from diabolo.models.objectives import ELBO, IWAE, Reconstruction, log_mean_exp
+from diabolo.models.objectives import ELBO, IWAE, Asymmetric, Reconstruction, log_mean_exp
 from diabolo.training import train
 from known import (
     NORMS,
@@ -454,6 +454,7 @@ GRADIENTS = {
         Reconstruction(noise="gaussian", level=0.4),
         Reconstruction(contractive=0.3, jacobian="hutchinson", probes=2),
     ],
+    "asymmetric": [Asymmetric(), Asymmetric(slope=1.0)],
 }
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -16,7 +16,7 @@ from diabolo.config import RunConfig
 from diabolo.data.scan import Facts
 from diabolo.data.spec import DataSpec, Values
 from diabolo.models.autoencoder import Autoencoder
-from diabolo.models.build import build_model, build_objective, check_objective
+from diabolo.models.build import build_model, build_objective, check_objective, learned
 from diabolo.models.objectives import Objective
 from diabolo.probing import LATE, LikelihoodFacts, first_line, likelihood_facts, objective_facts
 
@@ -30,7 +30,8 @@ class Card:
     """What a loss is: `kind` and the `reasons` why it is no ELBO, its numbers, and all of it as `rows` of label and text.
 
     `sigma2`: the variance of squared errors, None for any other loss. `beta`: the effective one when every warm-up is over,
-    None without a rate. `sse_weight`: 2 sigma^2 beta. `weight`: dloss / d(-log p(x|z)). `contraction`: that of the squared
+    None without a rate. `sse_weight`: 2 sigma^2 beta. `weight`: dloss / d(-log p(x|z)), None (as `beta`) where squared errors of
+    the two signs weigh differently. `contraction`: that of the squared
     Jacobian. `mass`: what p(x|z) sums or integrates to over two values, None where it could not be measured. `flags`:
     contradictions between what a part says and what was measured. `labels`: what data and likelihood do not share.
     """
@@ -136,10 +137,10 @@ def _card(f: Findings) -> Card:
         flags=tuple(f.flags),
         labels=tuple(card_rows.labels(f)),
         rows=tuple(card_rows.rows(f)),
-        sigma2=_rounded(f.scored.sigma2),
+        sigma2=_rounded(f.sigma2),
         beta=_rounded(f.final_beta),
         sse_weight=_rounded(f.sse_weight),
-        weight=_rounded(f.weighed.final.distortion if f.weighed else None),
+        weight=_rounded(f.weight),
         contraction=_rounded(f.weighed.final.contraction if f.weighed else None),
         mass=_rounded(f.scored.mass),
         dimensions=f.spec.dimensions if f.sized else None,
@@ -165,15 +166,10 @@ def _example(spec: DataSpec) -> torch.Tensor:
 
 def _declared(model: Autoencoder) -> Declared:
     likelihood = model.likelihood
-    learns: Literal["fixed", "by gradient", "as a running mean"] = "fixed"
-    if any(parameter.requires_grad for parameter in likelihood.parameters()):
-        learns = "by gradient"
-    elif callable(getattr(likelihood, "after_step", None)):
-        learns = "as a running mean"
     return Declared(
         family=str(likelihood.family),
         normalised=bool(likelihood.normalised),
         prior=str(model.prior.density),
         density=bool(getattr(model.posterior, "density", True)),
-        learns_scale=learns,
+        learns_scale=learned(likelihood),
     )

@@ -7,7 +7,8 @@ the share of each value in D: 1 in a sum over the D values, 1 / D in a mean. Wit
 
     loss = a s / (2 sigma^2) [ SSE + 2 sigma^2 beta K ] + constant
 
-so that a Gaussian with beta = 1 is the same trade-off as the sum of squared errors with a KL weighed by 2 sigma^2.
+so that a Gaussian with beta = 1 is the same trade-off as the sum of squared errors with a KL weighed by 2 sigma^2. A loss whose
+squared errors weigh differently above and below the mean has no such D, a, s and beta: `sides` says what it has.
 
 Reference: Rybkin et al., Simple and effective VAE training with calibrated decoders (2021), arXiv:2006.13202.
 """
@@ -22,7 +23,7 @@ from typing import Literal
 
 from diabolo.data.scan import Facts
 from diabolo.data.spec import DataSpec
-from diabolo.probing import MASS_TOLERANCE, TOLERANCE, LikelihoodFacts, ObjectiveFacts
+from diabolo.probing import MASS_TOLERANCE, TOLERANCE, LikelihoodFacts, ObjectiveFacts, Sides
 
 Kind = Literal["elbo", "importance-weighted bound", "loose bound", "no bound", "not known"]
 
@@ -98,11 +99,26 @@ class Findings:
         how = self.declared.learns_scale
         return "" if how == "fixed" else f" now, learned {how}"
 
+    @property
+    def sides(self) -> Sides | None:
+        """Of a loss that never asks for p(x|z), only for its mean."""
+        return self.weighed.sides if self.weighed else None
+
+    @property
+    def sigma2(self) -> float | None:
+        """The variance of the squared errors that are minimised."""
+        return None if self.sides else self.scored.sigma2
+
+    @property
+    def weight(self) -> float | None:
+        """dloss / d(-log p(x|z))."""
+        return None if self.weighed is None or self.sides else self.weighed.final.distortion
+
     def beta(self, rate: float | None) -> float | None:
         """Of a KL weighed by `rate`: against the sum over the values, at weight 1."""
-        if self.weighed is None or rate is None or not self.weighed.final.distortion:
+        if self.weighed is None or rate is None or not self.weight:
             return None
-        return rate / (self.weighed.final.distortion * (self.scored.share or 1))
+        return rate / (self.weight * (self.scored.share or 1))
 
     @property
     def final_beta(self) -> float | None:
@@ -111,7 +127,7 @@ class Findings:
     @property
     def sse_weight(self) -> float | None:
         """What the KL weighs against the plain sum of squared errors: 2 sigma^2 beta."""
-        sigma2, beta = self.scored.sigma2, self.final_beta
+        sigma2, beta = self.sigma2, self.final_beta
         return None if sigma2 is None or beta is None else 2 * sigma2 * beta
 
     # ---------------------------------------------------------------- the verdict
@@ -169,7 +185,9 @@ class Findings:
 
     def _objective(self, weighed: ObjectiveFacts) -> Iterator[str]:
         final, beta = weighed.final, self.final_beta
-        if not final.linear:
+        if weighed.sides:
+            yield from self._two_sides(weighed.sides)
+        elif not final.linear:
             yield (
                 "the loss is no weighted sum of distortion and KL: its derivatives differ by "
                 f"{100 * final.bends:.3g} % from point to point"
@@ -185,12 +203,30 @@ class Findings:
             yield "it decodes the mean of q(z|x) instead of a draw"
         if weighed.draws == "other":
             yield "its draws of z are joined neither by a mean nor by log-mean-exp"
-        if final.distortion <= 0:
-            yield f"the distortion weighs {number(final.distortion)}"
+        if self.weight is not None and self.weight <= 0:
+            yield f"the distortion weighs {number(self.weight)}"
         if beta is not None and beta < 1 and not near(beta, 1):
             yield f"beta = {number(beta)}: the KL weighs less than in the bound, so minus the loss may exceed log p(x)"
-        if final.rest:
+        if final.rest and not weighed.sides:
             yield f"it differs from the weighted sum by a constant of {number(final.rest)} nats"
+
+    def _two_sides(self, sides: Sides) -> Iterator[str]:
+        low = sides.expectile < 0.5
+        where, seen = ("below", "dark") if low else ("above", "bright")
+        pictures = f": pictures come out too {seen}" if len(self.spec.shape) == 3 else ""
+        yield (
+            f"over- and under-prediction cost differently: a squared error weighs {number(sides.over)} where the mean of p(x|z) "
+            f"lies above the value and {number(sides.under)} where it lies below, so that the best mean is no mean of x given z "
+            f"but its {sides.expectile:.3g} expectile, which lies {where} it{pictures}"
+        )
+        yield "it never asks for the density p(x|z), which is what an evaluation scores"
+
+    @property
+    def two_piece(self) -> bool:
+        """Whether the loss is minus the ELBO with normals of two halves in place of p(x|z)."""
+        if self.sides is None or self.weighed is None or not near(self.weighed.final.rate or 0, 1):
+            return False
+        return abs(self.sides.mass(self.spec.dimensions) - 1) <= MASS_TOLERANCE
 
     def headline(self, with_reasons: bool = True) -> str:
         """The card in one sentence."""
@@ -202,14 +238,14 @@ class Findings:
             "no bound": "this objective is no bound on log p(x)",
             "not known": "what this objective is could not be measured",
         }[self.kind]
-        weight = self.weighed.final.distortion if self.weighed else 1.0
-        times = "" if near(weight, 1) else f", times {number(weight)}"
+        weight = self.weight
+        times = "" if weight is None or near(weight, 1) else f", times {number(weight)}"
         why = f": {'; '.join(self.reasons)}" if with_reasons and self.reasons else ""
         return f"{named}{times} ({', '.join(self._numbers())}){why}"
 
     def _numbers(self) -> Iterator[str]:
-        if self.scored.sigma2 is not None:
-            yield f"sigma^2 = {number(self.scored.sigma2)}{self.learned}"
+        if self.sigma2 is not None:
+            yield f"sigma^2 = {number(self.sigma2)}{self.learned}"
         if self.final_beta is not None:
             yield f"effective beta = {number(self.final_beta)}"
         yield self.unit

@@ -6,7 +6,7 @@ import math
 
 from diabolo.card_findings import Findings, near, number
 from diabolo.data.scan import Facts
-from diabolo.probing import ObjectiveFacts
+from diabolo.probing import ObjectiveFacts, Sides
 
 
 def rows(f: Findings) -> list[tuple[str, str]]:
@@ -40,6 +40,8 @@ def _formula(f: Findings) -> str:
     if f.weighed is None:
         return f"not measured; {_words(f)}"
     final = f.weighed.final
+    if f.sides:
+        return _two_sided(f, f.sides, final.rate)
     if f.weighed.draws == "log-mean-exp":
         terms = [f"-log(1/{f.weighed.samples} sum_s p(x, z_s) / q(z_s|x))"]
     else:
@@ -52,6 +54,19 @@ def _formula(f: Findings) -> str:
     if final.rest:
         terms.append(f"({number(final.rest)})")
     return f"loss = {' + '.join(terms)}; {_words(f)}"
+
+
+def _two_sided(f: Findings, sides: Sides, rate: float | None) -> str:
+    terms = [f"{_factor(sides.over)}SSE(mean above x)", f"{_factor(sides.under)}SSE(mean below x)"]
+    if rate is not None:
+        terms.append(f"{_factor(rate)}KL(q(z|x) || p(z))")
+    if f.sized and sides.rest:
+        terms.append(f"({number(sides.rest)})")
+    what = (
+        "minus the ELBO of a model with two-piece normals in place of p(x|z), constant included: sigma^2 = "
+        f"{number(1 / (2 * sides.over))} below the mean of p(x|z) and {number(1 / (2 * sides.under))} above it"
+    )
+    return f"loss = {' + '.join(terms)}{'; ' + what if f.two_piece else ''}"
 
 
 def _factor(value: float) -> str:
@@ -74,6 +89,8 @@ def _beta(f: Findings, weighed: ObjectiveFacts) -> str:
     final = weighed.final
     if final.rate is None:
         return f"none: there is no KL; dloss/d(-log p) = {number(final.distortion)}, measured"
+    if f.sides:
+        return f"none: no single weight of -log p(x|z) to compare the KL's with; dloss/dKL = {number(final.rate)}, measured"
     text = (
         f"{number(f.final_beta or 0)}, measured by central differences: dloss/dKL = {number(final.rate)}, "
         f"dloss/d(-log p) = {number(final.distortion)}"
@@ -91,7 +108,10 @@ def _beta(f: Findings, weighed: ObjectiveFacts) -> str:
 
 
 def _sigma(f: Findings) -> str:
-    sigma2 = f.scored.sigma2
+    if f.sides:
+        kept = f.scored.sigma2
+        return "none that training looks at" + ("" if kept is None else f"; evaluation scores sigma^2 = {number(kept)}")
+    sigma2 = f.sigma2
     if sigma2 is None:
         kinds = {
             "affine": "none: a cross-entropy, no squared error",
@@ -120,6 +140,8 @@ def _reduction(f: Findings) -> str:
 def _bits(f: Findings) -> str:
     if not f.normalised:
         return "none: the likelihood is unnormalised"
+    if f.sides:
+        return "none of this loss: it is not -log p(x|z), which evaluation scores"
     factor = f" = nats x {1 / (f.spec.dimensions * math.log(2)):.4g}" if f.sized else ""
     plain = f"nats / (D ln 2){factor}"
     if f.scored.discrete:
@@ -166,7 +188,7 @@ def labels(f: Findings) -> list[str]:
             f"the likelihood is declared unnormalised, but of these values it is a likelihood ({f.mass}): take "
             f"{'model.likelihood=bernoulli' if f.scored.shape == 'affine' else 'one that says so'}, whose numbers may be ranked"
         )
-    sigma2 = f.scored.sigma2
+    sigma2 = f.sigma2
     if sigma2 is not None and not f.averaged and f.declared.learns_scale == "fixed" and sigma2 > facts.sd**2 > 0:
         found.append(_wide(facts, sigma2, f.spec.dimensions))
     return found

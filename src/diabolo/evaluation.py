@@ -6,6 +6,7 @@ The test set is touched here, and (for display, where a preset asks for it) by t
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -46,19 +47,25 @@ logger = logging.getLogger("diabolo")
 BATCH = 500
 #: Images that are importance-sampled at a time.
 IMPORTANCE_BATCH = 10
+#: The curve of log p against K, unless a setting says otherwise: as many of these, on as many images but never fewer than
+#: CURVE_LEAST, as need no more than CURVE_VALUES decoded values. That is K = 5,000 on 100 images of 28x28.
+CURVE_K = (1, 10, 100, 1000, 5000)
+CURVE_LEAST = 20
+CURVE_VALUES = 400_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How a run is measured. `k` draws for log p(x) (0: it is not estimated) on `images` stratified images (0, or more than
     there are: all), `elbo_samples` draws for the
-    bound on every image, the curve of log p against `curve_k` on `curve_images` of them; `probes` fits classifiers."""
+    bound on every image, the curve of log p against `curve_k` on `curve_images` of them (None: K up to 5,000, less for large
+    images, as `CURVE_VALUES` allows); `probes` fits classifiers."""
 
     split: str = "test"
     k: int = 1000
     images: int = 500
     elbo_samples: int = 10
-    curve_k: tuple[int, ...] = (1, 10, 100, 1000, 5000)
+    curve_k: tuple[int, ...] | None = None
     curve_images: int = 100
     probes: bool = True
     seed: int = 0
@@ -159,7 +166,7 @@ def _check(settings: Settings) -> None:
     for name, least in (("k", 0), ("images", 0), ("elbo_samples", 2), ("curve_images", 0)):
         if getattr(settings, name) < least:
             raise UsageError(f"{name}={getattr(settings, name)} is refused", f"It must be at least {least}.")
-    if any(k < 1 for k in settings.curve_k):
+    if any(k < 1 for k in settings.curve_k or ()):
         raise UsageError(f"curve_k={settings.curve_k} is refused", "Each K must be at least 1.")
     if settings.images == 1 or settings.curve_images == 1:
         raise UsageError("one image has no standard error", remedy="Take at least two.")
@@ -325,22 +332,43 @@ def _curve(
     settings: Settings,
     progress: Progress,
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    count = min(settings.curve_images, len(index))
-    if not count or not settings.curve_k:
+    ks, images = curve_plan(settings, math.prod(loader.values.shape[1:]))
+    count = min(images, len(index))
+    if not count or not ks:
         return {}, {}
     inside = stratified(
         None if labels is None else labels[index], len(index), count, fold(settings.seed, "curve images")
     )
-    progress.start(f"log p(x) against K up to {max(settings.curve_k)}", count)
-    bounds: dict[int, list[Tensor]] = {k: [] for k in settings.curve_k}
-    variances: dict[int, list[Tensor]] = {k: [] for k in settings.curve_k}
-    for log_w in _weights(model, loader, index[inside], max(settings.curve_k), fold(settings.seed, "curve")):
-        for k in settings.curve_k:
+    progress.start(f"log p(x) against K up to {max(ks)}", count)
+    bounds: dict[int, list[Tensor]] = {k: [] for k in ks}
+    variances: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for log_w in _weights(model, loader, index[inside], max(ks), fold(settings.seed, "curve")):
+        for k in ks:
             bounds[k].append(blocked_log_mean_exp(log_w, k))
             variances[k].append(_blocked_variance(log_w, k))
         progress.advance(log_w.shape[1])
     progress.finish()
     return {k: torch.cat(v) for k, v in bounds.items()}, {k: torch.cat(v) for k, v in variances.items()}
+
+
+def curve_plan(settings: Settings, dimensions: int) -> tuple[tuple[int, ...], int]:
+    """The numbers of draws on the curve and how many images it takes at most, for examples of `dimensions` values."""
+    if settings.curve_k is not None or not settings.curve_images:
+        return settings.curve_k or (), settings.curve_images
+    affordable = CURVE_VALUES // dimensions  # draws of all images together
+    least = min(CURVE_LEAST, settings.curve_images)
+    ks = tuple(k for k in CURVE_K if k * least <= affordable) or CURVE_K[:1]
+    return ks, max(2, min(settings.curve_images, affordable // max(ks)))
+
+
+def _about_curve(settings: Settings, evidence: Evidence) -> dict[str, Any] | None:
+    """The largest K of the curve, on how many images, and whether large images made it shorter."""
+    if not evidence.curve or evidence.index is None:
+        return None
+    largest, images = max(evidence.curve), next(iter(evidence.curve.values())).numel()
+    fewer = images < min(settings.curve_images, evidence.index.numel())
+    shortened = settings.curve_k is None and (largest < max(CURVE_K) or fewer)
+    return {"largest_k": largest, "images": images, "shortened": shortened}
 
 
 def _blocked_variance(log_w: Tensor, k: int) -> Tensor:
@@ -405,6 +433,7 @@ def _about(
     return {
         "schema": runs.SCHEMA,
         **asdict(settings),
+        "curve": _about_curve(settings, evidence),
         "n": len(split),
         "data": dataset.spec.name,
         "data_hash": dataset.hash,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from diabolo import data as data_module
 from diabolo import evaluation
@@ -184,13 +184,14 @@ class Examination:
 
     @cached_property
     def constant(self) -> float:
-        """The mean training loss of the best model that ignores x: the likelihood at constant parameters, rate 0."""
+        """The mean training loss of the best model that ignores x: the distortion at constant parameters, rate 0."""
         loader = Loader(self.dataset, "train", self.device)
         least = max(100, _FIT_VALUES // self.dataset.spec.dimensions)
         chosen = _chosen(len(loader), min(least, EXAMPLES))
         x = torch.cat([batch.x for batch in loader.ordered(evaluation.BATCH, chosen)])
         shape: tuple[int, ...] = self.model.decoder.out_shape  # type: ignore[assignment]
-        return constant_loss(self.model.likelihood, shape, x)
+        objective = build_objective(self.config.objective.to_dict(), self.dataset.spec)
+        return constant_loss(self.model.likelihood, shape, x, getattr(objective, "distortion", _minus_log_p))
 
     @cached_property
     def range(self) -> Range:
@@ -269,18 +270,25 @@ def _layers(largest: dict[str, Tensor]) -> Iterator[Layer]:
 
 
 # ------------------------------------------------------------------------------------------------ the likelihood alone
-def constant_loss(likelihood: Likelihood, shape: tuple[int, ...], x: Tensor) -> float:
+def _minus_log_p(p: Distribution, x: Tensor) -> Tensor:
+    return -p.log_prob(x)
+
+
+def constant_loss(
+    likelihood: Likelihood, shape: tuple[int, ...], x: Tensor, distortion: Callable[..., Tensor] = _minus_log_p
+) -> float:
     r"""The least mean loss on x (n, *data) of a model that ignores x, nats per example.
 
-    .. math:: \min_\theta\ -\frac1n \sum_i \log p(x_i; \theta)
+    .. math:: \min_\theta\ \frac1n \sum_i d(p_\theta, x_i), \qquad d(p, x) = -\log p(x)
 
     theta (`shape`) is what the decoder would give, for every x the same; parameters of the likelihood itself are fitted too.
+    `distortion`: d, of an objective that has one of its own.
 
     Raises:
         Unreachable: if the loss has not settled after `_FIT_STEPS` steps, as where it has no lower bound.
     """
     head = copy.deepcopy(likelihood).requires_grad_(True).train()
-    theta = _beginning(head, shape, x).requires_grad_()
+    theta = _beginning(head, shape, x, distortion).requires_grad_()
     groups = [
         {"params": [theta], "lr": 0.1 * max(1.0, x.std().item())},
         {"params": list(head.parameters()), "lr": 0.05},
@@ -289,7 +297,7 @@ def constant_loss(likelihood: Likelihood, shape: tuple[int, ...], x: Tensor) -> 
     losses: list[float] = []
     with unchecked(), torch.enable_grad():
         for _ in range(_FIT_STEPS):
-            loss = -head(theta.expand(1, x.shape[0], *shape)).log_prob(x).mean()
+            loss = distortion(head(theta.expand(1, x.shape[0], *shape)), x).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -297,8 +305,9 @@ def constant_loss(likelihood: Likelihood, shape: tuple[int, ...], x: Tensor) -> 
             if callable(learn):
                 learn()
             losses.append(loss.item())
-    late = losses[-_FIT_STEPS // 5]
-    if not (math.isfinite(losses[-1]) and late - losses[-1] <= 0.05 * max(losses[0] - losses[-1], 1e-9)):
+    before, late = losses[: -_FIT_STEPS // 5], losses[-_FIT_STEPS // 5]
+    settled = min(before) <= losses[-1] or late - losses[-1] <= 0.05 * (losses[0] - losses[-1])
+    if not (math.isfinite(losses[-1]) and settled):
         raise Unreachable(
             "the loss of the best constant model does not settle: it may have no lower bound on these data"
         )
@@ -306,14 +315,14 @@ def constant_loss(likelihood: Likelihood, shape: tuple[int, ...], x: Tensor) -> 
 
 
 @torch.no_grad()
-def _beginning(head: Likelihood, shape: tuple[int, ...], x: Tensor) -> Tensor:
+def _beginning(head: Likelihood, shape: tuple[int, ...], x: Tensor, distortion: Callable[..., Tensor]) -> Tensor:
     """Parameters to start from: 0, or the mean of x where the head scores that better (it reads parameters as values then)."""
     zero, mean = torch.zeros(shape, device=x.device), x.mean(0)
     near = zero.clone()
     if shape[1:] == mean.shape[1:] and shape[0] >= mean.shape[0]:
         near[: mean.shape[0]] = mean
     with unchecked():
-        losses = [-head(start.expand(1, x.shape[0], *shape)).log_prob(x).mean() for start in (zero, near)]
+        losses = [distortion(head(start.expand(1, x.shape[0], *shape)), x).mean() for start in (zero, near)]
     return near if losses[1] < losses[0] else zero
 
 

@@ -5,8 +5,9 @@ Jacobian J are set by hand and moved one at a time:
 
     loss = a D + b K + c J + rest,   a = dloss / dD,  b = dloss / dK,  c = dloss / dJ
 
-by central differences. A likelihood is asked for its curvature in x (1 / sigma^2 where it is a squared error), for its mass
-over the values it scores (1 if it is normalised), and for what happens to it when an example is twice as large.
+by central differences. Where the loss is no such sum, it is asked whether it is one of squared errors of the mean that weigh
+differently above and below the values. A likelihood is asked for its curvature in x (1 / sigma^2 where it is a squared error),
+for its mass over the values it scores (1 if it is normalised), and for what happens to it when an example is twice as large.
 """
 
 from __future__ import annotations
@@ -122,9 +123,30 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Sides:
+    """loss = over SSE_over + under SSE_under + rest: squared errors of values that the mean exceeds, and of the others; `rest`
+    is what is left without the rate's share."""
+
+    over: float
+    under: float
+    rest: float
+
+    @property
+    def expectile(self) -> float:
+        """Of x given z, the one at which the loss is least: tau E (x - m)^+ = (1 - tau) E (m - x)^+."""
+        return self.under / (self.over + self.under)
+
+    def mass(self, dimensions: int) -> float:
+        """What exp(-loss) without the rate integrates to, for each of the values."""
+        widths = 1 / math.sqrt(self.over) + 1 / math.sqrt(self.under)
+        return math.sqrt(math.pi) / 2 * widths * math.exp(-self.rest / dimensions)
+
+
+@dataclass(frozen=True)
 class ObjectiveFacts:
     """What an objective does with a record: its weights at the first step, at the last one of a run, and when every warm-up is
-    over (from step `warm`), how it joins several draws of z and several examples, and what it does before and beside."""
+    over (from step `warm`), how it joins several draws of z and several examples, and what it does before and beside. `sides`
+    where squared errors of the two signs weigh differently."""
 
     first: Weights
     last: Weights
@@ -136,6 +158,7 @@ class ObjectiveFacts:
     changed: float
     change: float
     decodes_mean: bool
+    sides: Sides | None = None
 
 
 def objective_facts(model: Any, objective: Objective, x: Tensor, steps: int = LATE) -> ObjectiveFacts:
@@ -161,6 +184,7 @@ def objective_facts(model: Any, objective: Objective, x: Tensor, steps: int = LA
             changed=float((change != 0).double().mean()),
             change=float(change.square().mean().sqrt()),
             decodes_mean=probe.stand_in.decoded_mean,
+            sides=None if final.linear else probe.sides(final.rate or 0.0),
         )
 
 
@@ -185,9 +209,10 @@ class _Probe:
         self.points = decoder_output(likelihood, tuple(x.shape[1:]), points=4)
         self.stand_in = StandIn(model, likelihood, self.points[:1], x)
 
-    def loss(self, step: int, copies: int = 1) -> Tensor:
+    def loss(self, step: int, copies: int = 1, x: Tensor | None = None) -> Tensor:
         torch.default_generator.manual_seed(0)
-        found = self.objective(self.stand_in, self.x.expand(copies, *self.x.shape[1:]), None, step)
+        x = self.x if x is None else x
+        found = self.objective(self.stand_in, x.expand(copies, *x.shape[1:]), None, step)
         loss: Tensor = found["loss"].detach().double()
         if not loss.isfinite().all():
             raise ValueError("the loss of plain numbers is not finite")
@@ -237,6 +262,23 @@ class _Probe:
             ends.append(float(self.loss(step).mean()))
         self.stand_in.encoder.slope = 0.0
         return (ends[0] - ends[1]) / ((1.1 * slope) ** 2 - (0.9 * slope) ** 2)
+
+    def sides(self, rate: float) -> Sides | None:
+        """The weights of squared errors of the two signs, from values all below the mean and all above; None where they do not
+        give the loss of values on both sides, or are the same. `rate`: the weight of the KL, which is 1/2 here."""
+        try:
+            mean = self.stand_in.likelihood(self.stand_in.params).mean.detach()[0]  # (1, *data)
+        except (NotImplementedError, AttributeError):
+            return None
+        exact = float(self.loss(LATE, x=mean).mean())
+        over, under = (float(self.loss(LATE, x=mean + h).mean() - exact) / mean.numel() / h**2 for h in (-0.3, 0.3))
+        if min(over, under) <= 0 or math.isclose(over, under, rel_tol=TOLERANCE):
+            return None
+        error = mean - self.x
+        told = exact + float(error.square().where(error > 0, error.square() * under / over).sum()) * over
+        if not math.isclose(told, float(self.loss(LATE).mean()), rel_tol=TOLERANCE):
+            return None
+        return Sides(over, under, _round(exact - rate * 0.5, abs(exact) + 1))
 
     def warm(self) -> int:
         """The first step from which the loss no longer depends on the step, by bisection: a warm-up goes one way."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from diabolo.data import sources
 from diabolo.data.access import Access
 from diabolo.data.catalogue import CIFAR10, Collection, File
+from diabolo.data.permuting import permute
 from diabolo.data.spec import Dataset
 from diabolo.data.stored import LEVELS_RGB, check_validation, cut, read_levels
 from diabolo.registry import register
@@ -18,18 +19,20 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 @register("dataset", "cifar10")
-def cifar10(access: Access, validation: int = 5000) -> Dataset:
+def cifar10(access: Access, validation: int = 5000, permuted: bool = False) -> Dataset:
     """CIFAR-10: 60,000 photographs, 32x32 in colour, 10 classes.
 
     Values are uint8 levels (N, 3, 32, 32) of red, green and blue, emitted as k/255 in [0, 1].
     The last `validation` of the 50,000 training images form the validation split (0: there is none).
+    `permuted`: the pixel positions of all images are exchanged in the same way (see `permuting`).
     Reference: Krizhevsky, 2009, https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf.
 
     Raises:
         UsageError: for a validation split that leaves nothing to train on.
         DataError: if the files cannot be had.
     """
-    return record_dataset(CIFAR10, access, validation, CLASSES)
+    dataset = record_dataset(CIFAR10, access, validation, CLASSES)
+    return permute(dataset) if permuted else dataset
 
 
 def record_dataset(collection: Collection, access: Access, validation: int, classes: tuple[str, ...]) -> Dataset:

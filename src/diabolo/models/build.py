@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diabolo.errors import UsageError
 from diabolo.models.autoencoder import Autoencoder
@@ -65,6 +65,13 @@ def check_objective(model: Autoencoder, objective: Objective) -> None:
             "The codes would not follow it, and samples drawn from it would mean nothing.",
             "Take model.prior=none, or objective=elbo with model.posterior=gaussian.",
         )
+    family = getattr(objective, "reads_mean_of", None)
+    if family and not (model.likelihood.family == family and _only_mean(model.likelihood)):
+        raise UsageError(
+            f"this objective reads the mean of a {family} likelihood of fixed scale and nothing else of it",
+            "The mean of another family is none of squared errors, and a scale that is learned would learn nothing.",
+            "Take model.likelihood=gaussian model.likelihood.scale=0.7071067811865476 (its square is 1/2), or objective=elbo.",
+        )
     closed = getattr(objective, "contractive", 0) and getattr(objective, "jacobian", "") == "closed"
     if closed and not (hasattr(model.encoder, "squared_jacobian") and not model.posterior.density):
         raise UsageError(
@@ -72,6 +79,18 @@ def check_objective(model: Autoencoder, objective: Objective) -> None:
             "It is known for model.encoder=layer with model.posterior=dirac.",
             "Take objective.jacobian=hutchinson.",
         )
+
+
+def learned(likelihood: Likelihood) -> Literal["fixed", "by gradient", "as a running mean"]:
+    """How a likelihood's own parameters, such as a scale, are learned."""
+    if any(parameter.requires_grad for parameter in likelihood.parameters()):
+        return "by gradient"
+    return "as a running mean" if callable(getattr(likelihood, "after_step", None)) else "fixed"
+
+
+def _only_mean(likelihood: Likelihood) -> bool:
+    """Whether the mean is all that training can move."""
+    return learned(likelihood) == "fixed" and likelihood.channels(1) == 1
 
 
 def _component(slot: str, part: Part, injected: Mapping[str, Any]) -> Any:
