@@ -27,6 +27,19 @@ def psnr(mse: float) -> float:
     return math.inf if mse == 0 else -10 * math.log10(mse)
 
 
+def bits_per_dim(nats: float, dimensions: int) -> float:
+    r"""Bits per dimension of images of 256 levels whose D values were scored, in nats per image, by a density on [0, 1].
+
+    .. math:: \frac{-\log p(x)}{D \log 2} + \log_2 256
+
+    Of x = (k + u)/256 with u uniform the expectation is an upper bound of the code length of the levels k. At x = k/255 it is
+    only a density: no code has this length.
+
+    Reference: Theis et al., A note on the evaluation of generative models (2016), arXiv:1511.01844, section 3.1.
+    """
+    return nats / (dimensions * math.log(2)) + 8
+
+
 def mean_squared_errors(x: Tensor, y: Tensor) -> Tensor:
     """The mean over the values of each example of (x - y)^2, (N,) float64."""
     return torch.cat([(a.double() - b.double()).square().flatten(1).mean(1) for a, b in _chunks(x, y)])
