@@ -38,6 +38,8 @@ COMMANDS: list[tuple[int, tuple[str, ...]]] = [
     (0, ("denoise", "RUN", "ODD.npy", "ODD-clean.npy", "--noise", "gaussian", "--level", "0.1")),
     (0, ("explain", "vae", "objective.beta=4")),
     (0, ("doctor", "RUN")),
+    (0, ("linear", "digits")),
+    (2, ("linear", "digits", "ODD=1")),
     (0, ("list",)),
     (0, ("config", "vae", "objective.beta=4")),
     (0, ("data", "list")),

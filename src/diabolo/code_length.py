@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -35,7 +36,10 @@ def dequantized(x: Tensor, index: Sequence[int], seed: int) -> Tensor:
     return (x * (LEVELS - 1) + torch.stack(drawn).to(x.device)) / LEVELS
 
 
-def bits(nats: Tensor, dimensions: int, density: bool) -> Tensor:
+_Number = TypeVar("_Number", float, Tensor)
+
+
+def bits(nats: _Number, dimensions: int, density: bool) -> _Number:
     """Bits per dimension of a negative log-probability, or of a negative log-density of dequantized levels, in nats.
 
     D log 2 nats are one bit a dimension; a density of x = (k + u) / 256 needs log2(256) = 8 more.

@@ -9,6 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: How far k/255 in 32-bit floating point may be from a level.
+TOLERANCE = 1e-4
+_CHUNK = 1000
+
+
+def as_levels(values: Tensor) -> Tensor | None:
+    """The uint8 levels k of values (N, *shape): levels already, or floating point k/255; None if they are not."""
+    if values.dtype == torch.uint8:
+        return values
+    found = torch.empty(values.shape, dtype=torch.uint8)
+    for part, out in zip(values.split(_CHUNK), found.split(_CHUNK)):
+        scaled = part.double() * 255
+        rounded = scaled.round().clamp(0, 255)
+        if not ((scaled - rounded).abs() <= TOLERANCE * 255).all():
+            return None
+        out.copy_(rounded)
+    return found
+
 
 def uniform_levels(seed: int, shape: tuple[int, ...]) -> Tensor:
     """Draw integers that are exactly uniform on 0..254, as uint8 of `shape`.
@@ -49,4 +67,4 @@ def entropy_floor(levels: Tensor) -> Tensor:
         raise ValueError(f"the entropy floor is a property of uint8 levels, not of {levels.dtype}")
     p = torch.arange(256, dtype=torch.float64) / 255
     table = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)).to(levels.device)
-    return torch.cat([table[part.flatten(1).long()].sum(1) for part in torch.split(levels, 1000)])
+    return torch.cat([table[part.flatten(1).long()].sum(1) for part in torch.split(levels, _CHUNK)])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diabolo.data.levels import as_levels
 from diabolo.data.spec import Dataset, DataSpec, Split, Values
 from diabolo.errors import DataError, UsageError
 from diabolo.registry import register
@@ -31,10 +32,6 @@ def tensor() -> Dataset:
         "A configuration cannot bring them back.",
         "Pass them again from Python: diabolo.evaluate(run, x).",
     )
-
-
-#: How far k/255 in 32-bit floating point may be from a level.
-_LEVEL_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -192,14 +189,14 @@ def _binarized(reading: _Reading) -> _Reading:
     if reading.kind == "real":
         raise UsageError("binarize needs values in [0, 1] or levels 0..255", f"Here: {reading.note}.")
     if values.dtype != torch.uint8:
-        scaled = values.double() * 255
-        if float((scaled - scaled.round()).abs().max()) > _LEVEL_TOLERANCE * 255:
+        levels = as_levels(values)
+        if levels is None:
             raise UsageError(
                 "binarize draws pixels from 256 grey levels, and these values are not multiples of 1/255",
                 f"Here: {reading.note}.",
                 "Pass uint8 levels, (255 * x).round() for instance.",
             )
-        values = scaled.round().to(torch.uint8)
+        values = levels
     return _Reading(values, "binary", f"{reading.note}; drawn as Bernoulli(k/255)")
 
 

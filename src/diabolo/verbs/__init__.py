@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from diabolo.verbs import compress, denoise, doctor, explain, reading, reproduce
+from diabolo.verbs import compress, denoise, doctor, explain, linear, reading, reproduce
 from diabolo.verbs.shared import Answer
 
 __all__ = ["VERBS", "Answer"]
 
-VERBS = (*reproduce.VERBS, *reading.VERBS, *doctor.VERBS, *explain.VERBS, *compress.VERBS, *denoise.VERBS)
+VERBS = (
+    *reproduce.VERBS,
+    *reading.VERBS,
+    *doctor.VERBS,
+    *explain.VERBS,
+    *compress.VERBS,
+    *denoise.VERBS,
+    *linear.VERBS,
+)

@@ -1,7 +1,4 @@
-"""Models in closed form: the line that every network has to beat.
-
-N examples of D values, d latent dimensions. Everything is float64.
-"""
+"""Principal components: the best linear autoencoder. N examples of D values, d latent dimensions; everything is float64."""
 
 from __future__ import annotations
 
@@ -10,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CHUNK = 5000
+#: Examples that are float64 at a time, and rows of the covariance that are summed at a time.
+CHUNK, _ROWS = 2000, 512
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class PCA:
 
     def encode(self, x: Tensor) -> Tensor:
         """The codes (N, d) of x (N, D)."""
-        return torch.cat([(part.double() - self.mean) @ self.components.T for part in x.split(_CHUNK)])
+        return torch.cat([(part.double() - self.mean) @ self.components.T for part in x.split(CHUNK)])
 
     def decode(self, z: Tensor) -> Tensor:
         """The points (N, D) of codes z (N, d)."""
@@ -47,7 +45,8 @@ class PCA:
 def fit(x: Tensor, d: int) -> PCA:
     """The PCA with d dimensions of x (N, D): by the covariance's eigenvectors, or where N < D by the data's singular vectors.
 
-    The sign of a component is free; the entry of largest size is made positive.
+    x may be of any type, uint8 levels for instance; only parts of it are ever float64. The sign of a component is free; the
+    entry of largest size is made positive.
 
     Raises:
         ValueError: if d is less than 1 or more than N or D.
@@ -55,7 +54,7 @@ def fit(x: Tensor, d: int) -> PCA:
     count, dimensions = x.shape
     if not 1 <= d <= min(count, dimensions):
         raise ValueError(f"{count} examples of {dimensions} values have no {d} principal components")
-    mean = x.mean(0, dtype=torch.float64)
+    mean = _sum(x) / count
     if count < dimensions:
         _, values, rows = torch.linalg.svd(x.double() - mean, full_matrices=False)
         power = values.square() / count
@@ -66,10 +65,20 @@ def fit(x: Tensor, d: int) -> PCA:
     return PCA(mean, (rows * top)[:d].contiguous(), power[:d], power[d:].sum().item())
 
 
+def _sum(x: Tensor) -> Tensor:
+    """(D,): over the examples; `x.sum(0, dtype=torch.float64)` would make all of x float64 at once."""
+    total = torch.zeros(x.shape[1], dtype=torch.float64)
+    for part in x.split(CHUNK):
+        total += part.sum(0, dtype=torch.float64)
+    return total
+
+
 def _covariance(x: Tensor, mean: Tensor) -> Tensor:
-    """(D, D), divided by N; the data become float64 a part at a time."""
+    """(D, D), divided by N. It is symmetric: blocks of rows are summed from the diagonal on, which is half of the work."""
     total = mean.new_zeros(mean.numel(), mean.numel())
-    for part in x.split(_CHUNK):
+    for part in x.split(CHUNK):
         centred = part.double() - mean
-        total += centred.T @ centred
-    return total / x.shape[0]
+        for start in range(0, mean.numel(), _ROWS):
+            block = slice(start, start + _ROWS)
+            total[block, start:] += centred[:, block].T @ centred[:, start:]
+    return (total.triu() + total.triu(1).T) / x.shape[0]

@@ -1,0 +1,27 @@
+"""Models in closed form: the lines that every network has to beat. Everything is float64."""
+
+from __future__ import annotations
+
+from diabolo.linear.gaussians import Gaussian, Spectrum, full_covariance, probabilistic_pca, spectrum, water_filling
+from diabolo.linear.pca import PCA, fit
+from diabolo.linear.table import DEQUANTIZED, FIXED, GRID, LATENTS, Convention, LeftOut, Line, Lines, lines
+
+__all__ = [
+    "DEQUANTIZED",
+    "FIXED",
+    "GRID",
+    "LATENTS",
+    "PCA",
+    "Convention",
+    "Gaussian",
+    "LeftOut",
+    "Line",
+    "Lines",
+    "Spectrum",
+    "fit",
+    "full_covariance",
+    "lines",
+    "probabilistic_pca",
+    "spectrum",
+    "water_filling",
+]
