@@ -1,7 +1,8 @@
 """Several jobs at a time as one display: steps done of all steps, what each running job is at, and how long the rest will take.
 
 The time that is left is that of a schedule: what each running job still needs, then the waiting jobs one after another, each
-on the process that is free first. A job's needs are measured on itself where it has begun, else on the others.
+on the process that is free first. A job's needs are measured on itself where it has begun, else on jobs of the same cost, else
+on the others in proportion to their costs.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ _HALVES = 6
 class Task:
     """A job as the display sees it, and what was measured of it so far.
 
-    name: what it is called; steps: of its whole training; epochs: that these are; measuring: how many steps of its training its
-    evaluation takes at a first guess, 0 for none.
+    name: what it is called; place: its directory; steps: of its whole training; epochs: that these are; measuring: how many steps
+    of its training its evaluation takes at a first guess, 0 for none; cost: of a step, in a unit of one's own.
     """
 
     name: str
+    place: str
     steps: int
     epochs: int
     measuring: float = 0.0
+    cost: float = 1.0
     done: int = 0  # steps, those of an earlier process included
     stage: str = ""
     began: float | None = None  # the process
@@ -126,7 +129,8 @@ class Display:
 
     def say(self, number: int, text: str) -> None:
         """One line of news of a job."""
-        self.progress.say(f"{self.tasks[number].name}: {text}")
+        task = self.tasks[number]
+        self.progress.say(f"{task.name}: {text.removeprefix(f'{task.place}: ')}")
 
     # ---------------------------------------------------------------- what is shown
     def _step(self, task: Task, steps: int) -> None:
@@ -154,7 +158,9 @@ class Display:
 
     def _needs(self, task: Task) -> float | None:
         """Seconds that a job still needs from now on."""
-        now, pace = self.now(), _own_or_mean(task.pace, [t.pace for t in self.tasks])
+        now, pace = self.now(), task.pace
+        if pace is None:
+            pace = self._as_others(task, [other.pace for other in self.tasks])
         evaluation = self._evaluation(task, pace)
         if evaluation is None:
             return None
@@ -171,12 +177,21 @@ class Display:
     def _evaluation(self, task: Task, pace: float | None) -> float | None:
         if not task.measuring:
             return 0.0
-        measured = _mean([t.evaluation for t in self.tasks])
+        measured = self._as_others(task, [other.evaluation for other in self.tasks])
         if measured is not None:
             return measured
         if task.measured_since is not None and pace is None:
             return 0.0  # its present stage is all that is known of it
         return None if pace is None else task.measuring * pace
+
+    def _as_others(self, task: Task, measured: Sequence[float | None]) -> float | None:
+        """What was measured of the tasks, as it would be of this one."""
+        alike = [value for other, value in zip(self.tasks, measured) if other.cost == task.cost]
+        if any(value is not None for value in alike):
+            return _mean(alike)
+        each = [None if value is None else value / other.cost for other, value in zip(self.tasks, measured)]
+        unit = _mean(each)
+        return None if unit is None else unit * task.cost
 
 
 def makespan(running: Sequence[float], waiting: Sequence[float], processes: int) -> float:
@@ -196,10 +211,6 @@ def _rest(task: Task, now: float) -> float:
     (began, some), (last, done) = task.units
     pace = (last - began) / (done - some) if done > some else 0.0
     return max(0.0, (task.total - done) * pace - (now - last))
-
-
-def _own_or_mean(own: float | None, others: Iterable[float | None]) -> float | None:
-    return _mean(others) if own is None else own
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -25,6 +25,8 @@ MOST = 100
 EXAMPLES = "For example: objective.beta=log:0.01..10:7, model.latent=lin:2..20:4 or 'objective.beta={0.1,0.3,1}'"
 _NUMBER = r"([+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?)"
 _FORM = re.compile(rf"(log|lin):{_NUMBER}\.\.{_NUMBER}:(\d+)", re.ASCII)
+#: Significant digits of the values between the ends of a range.
+_DIGITS = {"log": 4, "lin": 6}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]")
 
 
@@ -158,15 +160,17 @@ def _texts(parameter: str, written: str, kind: str) -> list[str]:
             "A range is log:FROM..TO:POINTS, lin:FROM..TO:POINTS or {VALUE,VALUE,...}.",
             EXAMPLES,
         )
-    return _spaced(parameter, written, form[1], (float(form[2]), float(form[3])), int(form[4]), _rounding(kind))
+    return _spaced(
+        parameter, written, form[1], (float(form[2]), float(form[3])), int(form[4]), _rounding(kind, _DIGITS[form[1]])
+    )
 
 
-def _rounding(kind: str) -> Callable[[float, bool], str]:
-    """How a value is written: ends as they were given, others to six digits; whole numbers where the parameter is one."""
+def _rounding(kind: str, digits: int) -> Callable[[float, bool], str]:
+    """How a value is written: ends as they were given, others to some digits; whole numbers where the parameter is one."""
     options = kind.split(" | ")
     if "int" in options and "float" not in options:
         return lambda value, end: str(round(value))
-    return lambda value, end: f"{value:.12g}" if end else f"{value:.6g}"
+    return lambda value, end: f"{value:.12g}" if end else f"{value:.{digits}g}"
 
 
 def _spaced(

@@ -29,14 +29,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diabolo import card, runs
 from diabolo import data as data_module
 from diabolo.chapters import parts
 from diabolo.config import RunConfig
-from diabolo.data import Access, Dataset
+from diabolo.data import Access, Dataset, DataSpec
 from diabolo.errors import DiaboloError, UsageError
 from diabolo.evaluation import Settings
 from diabolo.forecast import Display, Task, measuring_steps
+from diabolo.models.build import build_model
+from diabolo.models.distributions import unchecked
 from diabolo.progress import Progress
 from diabolo.session import InterruptedRun, stopped_by_signals
 
@@ -185,6 +189,7 @@ def _unfinished(
 ) -> dict[int, Task]:
     """What is left to do, by number; each data set is fetched where it is absent, and read once to see what is done already."""
     tasks: dict[int, Task] = {}
+    differ = len({json.dumps(job.config.model.to_dict()) for job in jobs}) > 1
     names = [job.path.name for job in jobs]
     for numbers in _by_data(jobs):
         first = jobs[numbers[0]].config.data
@@ -196,7 +201,8 @@ def _unfinished(
                 if job.settings:
                     parts.evaluated(finished, dataset, job.settings, device, progress, reused)
             else:
-                tasks[i] = _task(job, dataset, job.path.name if names.count(job.path.name) == 1 else str(job.path))
+                name = job.path.name if names.count(job.path.name) == 1 else str(job.path)
+                tasks[i] = _task(job, dataset, name, _cost(job.config, dataset.spec) if differ else 1.0)
     return dict(sorted(tasks.items()))
 
 
@@ -208,7 +214,20 @@ def _by_data(jobs: Sequence[Job]) -> Iterator[list[int]]:
     yield from found.values()
 
 
-def _task(job: Job, dataset: Dataset, name: str) -> Task:
+def _cost(config: RunConfig, spec: DataSpec) -> float:
+    """Multiplications of a training step, but for a factor; 1 for a model that cannot be built, or not be run on shapes alone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.device("meta"), unchecked(), torch.no_grad(), counter:  # shapes alone
+            build_model(config.model.to_dict(), spec).eval()(torch.empty(1, *spec.shape))
+    except (DiaboloError, NotImplementedError, RuntimeError, ValueError):
+        return 1.0
+    return max(1.0, float(counter.get_total_flops() * config.train.batch))
+
+
+def _task(job: Job, dataset: Dataset, name: str, cost: float) -> Task:
     train, s = job.config.train, job.settings
     measuring = 0.0
     if s is not None:
@@ -216,7 +235,7 @@ def _task(job: Job, dataset: Dataset, name: str) -> Task:
         images = min(s.images or len(test), len(test))
         draws = s.k * images + max(s.curve_k, default=0) * min(s.curve_images, images)
         measuring = measuring_steps(s.elbo_samples, len(test), draws, train.batch)
-    return Task(name, card.steps_of(job.config, dataset.spec), train.epochs, measuring)
+    return Task(name, str(job.path), card.steps_of(job.config, dataset.spec), train.epochs, measuring, cost)
 
 
 def _order(job: Job, access: Access, device: str, imports: Sequence[str]) -> bytes:
@@ -235,7 +254,11 @@ def _order(job: Job, access: Access, device: str, imports: Sequence[str]) -> byt
 
 # ------------------------------------------------------------------------------------------------ processes
 def _environment() -> dict[str, str]:
-    return {**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), "PYTHONIOENCODING": "utf-8:backslashreplace"}
+    heard = {
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
+        "PYTHONUNBUFFERED": "1",
+    }  # whatever it prints, before it dies
+    return {**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), **heard}
 
 
 def _apart() -> dict[str, Any]:

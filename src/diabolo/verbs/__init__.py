@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from diabolo.verbs import compress, denoise, doctor, explain, reading
+from diabolo.verbs import compress, denoise, doctor, explain, reading, sweep
 from diabolo.verbs.shared import Answer
 
 __all__ = ["VERBS", "Answer"]
 
-VERBS = (*reading.VERBS, *doctor.VERBS, *explain.VERBS, *compress.VERBS, *denoise.VERBS)
+VERBS = (*reading.VERBS, *doctor.VERBS, *explain.VERBS, *compress.VERBS, *denoise.VERBS, *sweep.VERBS)
