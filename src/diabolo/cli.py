@@ -23,7 +23,7 @@ from rich.console import Console
 from diabolo import choices, durations, language, listings, registry, verbs
 from diabolo import config as configuration
 from diabolo.data.access import Access
-from diabolo.errors import DiaboloError, UsageError
+from diabolo.errors import DiaboloError, UsageError, not_finite
 from diabolo.options import DataOptions, Device, Imports, Json, Lang, Override, RunPath
 from diabolo.options import existing_run as _existing_run
 from diabolo.options import import_modules as _import
@@ -479,13 +479,11 @@ def _run(tokens: list[str]) -> int:
     except BrokenPipeError:
         raise
     except ValueError as error:
-        if debug or not str(error).startswith(
-            "Expected parameter"
-        ):  # torch.distributions on parameters out of their range
+        known = None if debug else not_finite(error)
+        if known is None:
             return _internal(error, debug)
-        _say("error: this model gives numbers that are not finite: its training diverged or has hardly begun")
-        _say("Find out with: diabolo doctor RUN")
-        return 3
+        _say(f"error: {known}")
+        return known.exit_code
     except KeyboardInterrupt:
         _say("interrupted")
         return 130

@@ -181,6 +181,18 @@ def _override(given: dict[str, Any], origin: str, overrides: Sequence[str], pres
     return _build(given, origins, preset)
 
 
+def parameter_of(config: RunConfig, path: str) -> Parameter:
+    """The parameter at a dotted path that a configuration with these components can set.
+
+    Raises:
+        UsageError: for an unknown path, with the nearest known one.
+    """
+    schema = _schema(flatten(config.to_dict()))
+    if _path(path) not in schema:
+        raise _unknown(path, list(schema))
+    return schema[_path(path)]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, refusing a file that is missing or is none.
 

@@ -31,6 +31,16 @@ class DivergedError(DiaboloError):
     exit_code = 4
 
 
+def not_finite(error: ValueError) -> DataError | None:
+    """What `torch.distributions` means where it refuses parameters out of their range; None for any other error."""
+    if not str(error).startswith("Expected parameter"):
+        return None
+    return DataError(
+        "this model gives numbers that are not finite: its training diverged or has hardly begun",
+        remedy="Find out with: diabolo doctor RUN",
+    )
+
+
 def did_you_mean(word: str, accepted: list[str]) -> str:
     """A sentence that names the accepted words and, where one is near, suggests it."""
     import difflib

@@ -76,6 +76,14 @@ def svg(figure: Figure, key: str, label: str) -> str:
     return _inline(buffer.getvalue(), key, label)
 
 
+def svg_file(figure: Figure, key: str) -> bytes:
+    """The same figure as a file of its own, on white. `key` salts matplotlib's hashes."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
+        figure.savefig(buffer, format="svg", facecolor="white", dpi=130, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue().encode("utf-8")
+
+
 def _inline(text: str, key: str, label: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
@@ -262,6 +270,43 @@ def lines(
     if log_y:
         axes.set_yscale("log")
     return figure
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A measured point of a plane: its name, its place, and one standard error in each direction."""
+
+    name: str
+    x: float
+    y: float
+    x_error: float
+    y_error: float
+
+
+def marks(points: Sequence[Mark], x: str, y: str) -> Figure:
+    """Draws points with their names and error bars, joined in their order."""
+    figure, axes = _axes(6.4, 4.2, x, y)
+    axes.errorbar(
+        [p.x for p in points],
+        [p.y for p in points],
+        xerr=[p.x_error for p in points],
+        yerr=[p.y_error for p in points],
+        color=colour(0),
+        linewidth=1.4,
+        marker=MARKERS[0],
+        markersize=5,
+        capsize=2,
+    )
+    beside = (7, -13) if _rises(points) else (7, 6)  # off the line
+    for p in points:
+        axes.annotate(p.name, (p.x, p.y), xytext=beside, textcoords="offset points", fontsize=10)
+    axes.margins(0.08)
+    return figure
+
+
+def _rises(points: Sequence[Mark]) -> bool:
+    x, y = (np.asarray([getattr(p, name) for p in points]) for name in ("x", "y"))
+    return bool(((x - x.mean()) * (y - y.mean())).sum() > 0)
 
 
 def projection(means: Tensor, components: int = 2) -> np.ndarray:

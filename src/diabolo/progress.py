@@ -12,11 +12,14 @@ QUIET_SECONDS = 60.0
 
 
 class Progress:
-    """Says nothing. `start` names a stage and its number of units, `advance` counts them, `say` is one line of news."""
+    """Says nothing. `start` names a stage and its number of units, `advance` counts them, `remaining` tells the seconds that are
+    left where they are known better than from the pace of the units, `say` is one line of news."""
 
     def start(self, stage: str, total: int) -> None: ...
 
     def advance(self, units: int = 1, note: str = "") -> None: ...
+
+    def remaining(self, seconds: float) -> None: ...
 
     def finish(self) -> None: ...
 

@@ -36,15 +36,15 @@ class Stoppable(Protocol):
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the run's lock, which the system drops with the process.
+def locked(path: Path, wait: float = 0) -> Iterator[None]:
+    """Hold the run's lock, which the system drops with the process; `wait`: so many seconds for another to let it go.
 
     Raises:
         UsageError: if another process holds it.
     """
     lock = FileLock(path / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout as error:
         raise UsageError(
             f"another process is working on {path}", remedy="Wait for it, or choose another --out."

@@ -104,6 +104,13 @@ def _evaluation_stands(run: runs.Run, dataset: Dataset, settings: Settings) -> b
     return all(about.get(key) == value for key, value in expected.items())
 
 
+def stands(path: Path, config: RunConfig, dataset: Dataset, settings: Settings | None) -> bool:
+    """Whether nothing is left to do for a run: it is finished, and its evaluation stands where one is wanted."""
+    if _state(path, config, dataset) != "finished":
+        return False
+    return settings is None or _evaluation_stands(runs.Run(path), dataset, settings)
+
+
 def stages_of(everything: Sequence[runs.Run]) -> dict[str, float]:
     """Wall seconds of each stage, summed over the runs; what was used again counts with the time that it took then."""
     stages: dict[str, float] = {say("training"): 0.0, say("test curves"): 0.0}

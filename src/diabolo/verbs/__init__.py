@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from diabolo.verbs import compress, denoise, doctor, explain, linear, reading, reproduce
+from diabolo.verbs import compress, denoise, doctor, explain, linear, reading, reproduce, sweep
 from diabolo.verbs.shared import Answer
 
 __all__ = ["VERBS", "Answer"]
 
 VERBS = (
     *reproduce.VERBS,
+    *sweep.VERBS,
     *reading.VERBS,
     *doctor.VERBS,
     *explain.VERBS,
