@@ -56,7 +56,7 @@ def spectrum(eigenvalues: Sequence[float], lines: Sequence[Mark], points: Sequen
     positive = [value for value in eigenvalues if value > 0]
     axes.loglog(range(1, len(positive) + 1), positive, color=INK, linewidth=1.8)
     for line in lines:
-        axes.axhline(line.y, color=colour(line.series), linewidth=1.0, linestyle=(0, (4, 3)))
+        axes.axhline(line.y, color=INK if line.small else colour(line.series), linewidth=1.0, linestyle=(0, (4, 3)))
     placed = [Mark(p.name, max(p.x, _NONE), p.y, p.series, p.small) for p in points]
     _points(axes, placed)
     lowest = min([*(p.y for p in points), *(line.y for line in lines), positive[0]])

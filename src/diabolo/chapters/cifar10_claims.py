@@ -39,7 +39,8 @@ NEAR = 2.0
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that a verdict rests on: what it is, its text, and whether the check on it holds (None: shown, not checked)."""
+    """A number that a verdict rests on: what it is, its text, and whether the check on it holds (None: shown, not "
+    "checked)."""
 
     label: str
     value: str
@@ -133,9 +134,10 @@ def _constant(numbers: Numbers) -> Claim:
     words = _Words(
         title=say("A dropped constant hides a bad likelihood"),
         statement=say(
-            "Read as \u2212(SSE + KL) per image with pixels in [0, 1], the article's {first} (no model named, presumably C3) and "
-            "{second} (its ConvVAE) are a Gaussian with \u03c3\u00b2 = 1/2 whose constant, {constant} nats, was dropped: "
-            "{first_bits} and {second_bits} bits/dim, worse than coding the pixels uniformly ({uniform}).",
+            "Read as \u2212(SSE + KL) per image with pixels in [0, 1], the article's {first} (no model named, "
+            "presumably C3) and {second} (its ConvVAE) are a Gaussian with \u03c3\u00b2 = 1/2 whose constant, "
+            "{constant} nats, was dropped: {first_bits} and {second_bits} bits/dim, worse than coding the pixels "
+            "uniformly ({uniform}).",
             first=number(ARTICLE["c3"], 4),
             second=number(ARTICLE["c4"], 4),
             constant=number(constant),
@@ -144,16 +146,16 @@ def _constant(numbers: Numbers) -> Claim:
             uniform=number(UNIFORM, 3),
         ),
         rule=say(
-            "Supported if both numbers of the article exceed {uniform} bits/dim with the constant, and our runs C3 and C4, "
-            "trained on that loss, come within a factor of {factor} of its \u2212(SSE + KL) and exceed {uniform} bits/dim by "
-            "{sigmas} standard errors.",
+            "Supported if both numbers of the article exceed {uniform} bits/dim with the constant, and our runs C3 "
+            "and C4, trained on that loss, come within a factor of {factor} of its \u2212(SSE + KL) and exceed "
+            "{uniform} bits/dim by {sigmas} standard errors.",
             uniform=number(UNIFORM, 0),
             factor=number(NEAR, 0),
             sigmas=SIGMAS,
         ),
         supported=say(
-            "Both networks of the article need more bits for an image than a file that stores every pixel as it is. The {nats} "
-            "nats between them, its whole gain from convolutions, are {bits} bits/dim.",
+            "Both networks of the article need more bits for an image than a file that stores every pixel as it is. "
+            "The {nats} nats between them, its whole gain from convolutions, are {bits} bits/dim.",
             nats=number(ARTICLE["c4"] - ARTICLE["c3"]),
             bits=number(dear["c3"] - dear["c4"], 4),
         ),
@@ -182,21 +184,23 @@ def _variance(numbers: Numbers) -> Claim:
     words = _Words(
         title=say("\u03c3\u00b2 = 1/2 leaves room for few latents"),
         statement=say(
-            "At \u03c3\u00b2 = 1/2 a linear model can use as many latents as the covariance has eigenvalues above 1/2: {count} "
-            "on this data, whatever the latent size. For the networks the measured active units decide. A closed-form pPCA with "
-            "20 latents scores {score} on the article's own objective: better than both of its networks.",
+            "At \u03c3\u00b2 = 1/2 a linear model can use as many latents as the covariance has eigenvalues above "
+            "1/2: {count} on this data, whatever the latent size. For the networks the measured active units decide. "
+            "A closed-form pPCA with 20 latents scores {score} on the article's own objective: better than both of "
+            "its networks.",
             count=count,
             score="?" if score is None else number(score["value"]),
         ),
         rule=say(
-            "Supported if fewer eigenvalues than latents exceed 1/2, no network trained at \u03c3\u00b2 = 1/2 has more active "
-            "units than that, and the pPCA's SSE + KL lies below both of the article's by {sigmas} standard errors.",
+            "Supported if fewer eigenvalues than latents exceed 1/2, no network trained at \u03c3\u00b2 = 1/2 has "
+            "more active units than that, and the pPCA's SSE + KL lies below both of the article's by {sigmas} "
+            "standard errors.",
             sigmas=SIGMAS,
         ),
         supported=say(
-            "A latent number costs nats, and at this \u03c3\u00b2 it pays only if it explains a variance above 1/2. {count} "
-            "directions of these images do. More latents, wider layers or convolutions change little about that: they stay "
-            "unused.",
+            "A latent number costs nats, and at this \u03c3\u00b2 it pays only if it explains a variance above 1/2. "
+            "{count} directions of these images do. More latents, wider layers or convolutions change little about "
+            "that: they stay unused.",
             count=count,
         ),
         untested=say(
@@ -241,19 +245,19 @@ def _optimum(numbers: Numbers) -> Claim:
     words = _Words(
         title=say("With its best \u03c3 the same network sees more"),
         statement=say(
-            "With \u03c3 at its optimum the same networks, C2 and C4, use their latents: blur goes, and bits/dim falls far "
-            "below {uniform}.",
+            "With \u03c3 at its optimum the same networks, C2 and C4, use their latents: blur goes, and bits/dim "
+            "falls far below {uniform}.",
             uniform=number(UNIFORM, 0),
         ),
         rule=say(
-            "Supported if, for every pair that was trained, active units rise, PSNR rises by {sigmas} standard errors of the "
-            "difference on the same images, and bits/dim lies below {limit} by {sigmas} standard errors.",
+            "Supported if, for every pair that was trained, active units rise, PSNR rises by {sigmas} standard errors "
+            "of the difference on the same images, and bits/dim lies below {limit} by {sigmas} standard errors.",
             sigmas=SIGMAS,
             limit=number(limit, 0),
         ),
         supported=say(
-            "Nothing was changed but the \u03c3 that the loss believes in: the same network, the same number of epochs. That "
-            "alone fills the code and sharpens the image."
+            "Nothing was changed but the \u03c3 that the loss believes in: the same network, the same number of "
+            "epochs. That alone fills the code and sharpens the image."
         ),
         untested=say("No network was trained both with \u03c3\u00b2 = 1/2 and with \u03c3 at its optimum."),
     )
@@ -295,18 +299,19 @@ def _locality(numbers: Numbers) -> Claim:
     words = _Words(
         title=say("What flattening loses is locality"),
         statement=say(
-            'Locality, not "lost pixel relations", is what flattening costs: with the pixels of all images permuted in the same '
+            'Locality, not "lost pixel relations", is what flattening costs: with the pixels of all images permuted '
+            "in the same "
             "way the MLP's ELBO stays within seed noise and the ConvVAE's falls."
         ),
         rule=say(
-            "Supported if the MLP's ELBO on permuted pixels lies within {sigmas} standard deviations of the mean of three seeds "
-            "(of the difference between a fourth seed and that mean; by chance one seed in 26 lies outside), and the ConvVAE's "
-            "falls by more than as many.",
+            "Supported if the MLP's ELBO on permuted pixels lies within {sigmas} standard deviations of the mean of "
+            "three seeds (of the difference between a fourth seed and that mean; by chance one seed in 26 lies "
+            "outside), and the ConvVAE's falls by more than as many.",
             sigmas=SIGMAS,
         ),
         supported=say(
-            "The MLP never knew which pixels are neighbours, so it loses nothing when they are shuffled. The convolutional "
-            "network was built on that knowledge, and pays when it is false."
+            "The MLP never knew which pixels are neighbours, so it loses nothing when they are shuffled. The "
+            "convolutional network was built on that knowledge, and pays when it is false."
         ),
         untested=say("It needs runs on permuted pixels and two more seeds, which only the full chapter trains."),
     )

@@ -29,14 +29,18 @@ REFERENCES = (
     "Tipping and Bishop: Probabilistic principal component analysis. JRSS B 1999. doi:10.1111/1467-9868.00196",
     "Lucas, Tucker, Grosse and Norouzi: Don't blame the ELBO! A linear VAE perspective on posterior collapse. "
     "NeurIPS 2019. arXiv:1911.02469",
-    "Rybkin, Daniilidis and Levine: Simple and effective VAE training with calibrated decoders. ICML 2021. arXiv:2006.13202",
+    "Rybkin, Daniilidis and Levine: Simple and effective VAE training with calibrated decoders. ICML 2021. "
+    "arXiv:2006.13202",
     "Theis, van den Oord and Bethge: A note on the evaluation of generative models. ICLR 2016. arXiv:1511.01844",
     "Burda, Grosse and Salakhutdinov: Importance Weighted Autoencoders. ICLR 2016. arXiv:1509.00519",
-    "Cover and Thomas: Elements of Information Theory, theorem 10.3.3 (reverse water-filling). 2006. doi:10.1002/047174882X",
-    "Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling: Improving variational inference with inverse autoregressive "
-    "flow. NeurIPS 2016. arXiv:1606.04934",
-    "Child: Very deep VAEs generalize autoregressive models and can outperform them on images. ICLR 2021. arXiv:2011.10650",
-    "Ghosh, Sajjadi, Vergari, Black and Scholkopf: From variational to deterministic autoencoders. ICLR 2020. arXiv:1903.12436",
+    "Cover and Thomas: Elements of Information Theory, theorem 10.3.3 (reverse water-filling). 2006. "
+    "doi:10.1002/047174882X",
+    "Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling: Improving variational inference with inverse "
+    "autoregressive flow. NeurIPS 2016. arXiv:1606.04934",
+    "Child: Very deep VAEs generalize autoregressive models and can outperform them on images. ICLR 2021. "
+    "arXiv:2011.10650",
+    "Ghosh, Sajjadi, Vergari, Black and Scholkopf: From variational to deterministic autoencoders. ICLR 2020. "
+    "arXiv:1903.12436",
 )
 
 
@@ -62,14 +66,14 @@ def _colour(found: Found) -> Note:
         _absent(found, ("c4", "c4-optimal"))
         if "c4" not in found["paired"]
         else say(
-            "The ConvVAE with squared error: {before} bits/dim. The same with \u03c3 at its optimum, another likelihood of the "
-            "same colours: {after}.",
+            "The ConvVAE with squared error: {before} bits/dim. The same with \u03c3 at its optimum, another "
+            "likelihood of the same colours: {after}.",
             before=plus(found["runs"]["c4"]["bits_per_dim"], 4),
             after=plus(found["runs"]["c4-optimal"]["bits_per_dim"], 4),
         ),
         say(
-            "Colour does not force it: cross-entropy runs on RGB values in [0, 1] as well. What has to be chosen is the likelihood "
-            "p(x|z), with its scale."
+            "Colour does not force it: cross-entropy runs on RGB values in [0, 1] as well. What has to be chosen is "
+            "the likelihood p(x|z), with its scale."
         ),
     )
 
@@ -96,8 +100,9 @@ def _constant(found: Found) -> Note:
         ),
         joined("{before}; {after}", own) if own else _absent(found, tuple(ARTICLE)),
         say(
-            "That is a Gaussian decoder whose \u03c3\u00b2 is 1/2, without its constant of {constant} nats. With it the ELBOs are "
-            "{first} and {second}. State the likelihood, keep the constant, report bits/dim, and let \u03c3 be learned.",
+            "That is a Gaussian decoder whose \u03c3\u00b2 is 1/2, without its constant of {constant} nats. With it "
+            "the ELBOs are {first} and {second}. State the likelihood, keep the constant, report bits/dim, and let "
+            "\u03c3 be learned.",
             constant=number(-constant),
             first=number(first - constant),
             second=number(second - constant),
@@ -121,17 +126,17 @@ def _snow(found: Found) -> Note:
         13,
         say('Samples are grey and look like "snow" because there are too few latent and hidden units.'),
         say(
-            "Active units: {units}. Eigenvalues above 1/2: {count}. Figure 5-2b shows samples as the decoder paints them, and "
-            "with the noise that \u03c3\u00b2 = 1/2 stands for.",
+            "Active units: {units}. Eigenvalues above 1/2: {count}. Figure 5-2b shows samples as the decoder paints "
+            "them, and with the noise that \u03c3\u00b2 = 1/2 stands for.",
             units=joined("{before}; {after}", units),
             count=above(found),
         )
         if units
         else _absent(found, FIXED),
         say(
-            "Capacity matters, but \u03c3\u00b2 decides how much of it is used. And snow is not what a decoder's mean looks like, "
-            "which is smooth: it points to noise of variance 1/2 added to samples, to targets outside of what a sigmoid can "
-            "reach, or to too little training. Keep pixels in [0, 1] and show decoder means."
+            "Capacity matters, but \u03c3\u00b2 decides how much of it is used. And snow is not what a decoder's mean "
+            "looks like, which is smooth: it points to noise of variance 1/2 added to samples, to targets outside of "
+            "what a sigmoid can reach, or to too little training. Keep pixels in [0, 1] and show decoder means."
         ),
     )
 
@@ -143,10 +148,11 @@ def _gradient(found: Found) -> Note:
         say("LeakyReLU gives the squared error a gradient for negative inputs, and so the loss is improved."),
         joined("{before} {after}", told) if told else _absent(found, ("c5-leaky", CONTROL)),
         say(
-            "The derivative of (y \u2212 x)\u00b2 by the reconstruction y is 2(y \u2212 x), whatever the sign: no gradient is "
-            "missing. LeakyReLU keeps one in units that are off, which is another matter. Read literally, with the residual "
-            "through LeakyReLU(0.2), the loss counts too bright with weight 1 and too dark with weight 0.04; its optimum is the "
-            "0.0385 conditional expectile, and images come out too dark. What improves the loss is its \u03c3."
+            "The derivative of (y \u2212 x)\u00b2 by the reconstruction y is 2(y \u2212 x), whatever the sign: no "
+            "gradient is missing. LeakyReLU keeps one in units that are off, which is another matter. Read literally, "
+            "with the residual through LeakyReLU(0.2), the loss counts too bright with weight 1 and too dark with "
+            "weight 0.04; its optimum is the 0.0385 conditional expectile, and images come out too dark. What "
+            "improves the loss is its \u03c3."
         ),
     )
 
@@ -199,9 +205,9 @@ def _code(found: Found) -> Note:
         if told
         else say("Nothing to measure."),
         say(
-            "Without that call, assigning a layer raises AttributeError. The decoder is only said to mirror the encoder, and the "
-            "two heads are missing; here four transposed convolutions undo the four strides, and one linear layer each gives "
-            "mean and log-variance."
+            "Without that call, assigning a layer raises AttributeError. The decoder is only said to mirror the "
+            "encoder, and the two heads are missing; here four transposed convolutions undo the four strides, and one "
+            "linear layer each gives mean and log-variance."
         ),
     )
 
@@ -222,8 +228,8 @@ def _relations(found: Found) -> Note:
     if gaussian is not None:
         told.append(
             say(
-                "One Gaussian with full covariance, on flattened images: {gaussian} bits/dim; the best network here, {name}: "
-                "{ours}, {verdict}.",
+                "One Gaussian with full covariance, on flattened images: {gaussian} bits/dim; the best network here, "
+                "{name}: {ours}, {verdict}.",
                 gaussian=number(gaussian["bits_per_dim"], 4),
                 name=NAMES[best(found)],
                 ours=plus(ours, 4),
@@ -244,9 +250,9 @@ def _relations(found: Found) -> Note:
         say("Convolution helps because flattening an image loses the relations between its pixels."),
         joined("{before} {after}", told) if told else say("Nothing to measure."),
         say(
-            "A dense layer sees every pair of pixels, and a Gaussian on flattened images uses them all. What flattening loses is "
-            "the prior knowledge of locality: which pixels are neighbours. Permuting them in all images takes that away, and "
-            "nothing else."
+            "A dense layer sees every pair of pixels, and a Gaussian on flattened images uses them all. What "
+            "flattening loses is the prior knowledge of locality: which pixels are neighbours. Permuting them in all "
+            "images takes that away, and nothing else."
         ),
     )
 

@@ -233,7 +233,8 @@ class _Page:
         ]
         fixed = [m for m in points if abs(m.y - VARIANCE) < 1e-3]
         others = [m for m in points if m not in fixed]
-        figure = plots_rd.spectrum(self.linear["eigenvalues"], [*fixed[:1], *others], points)
+        article = [Mark("", 1, VARIANCE, small=True)] if fixed else []
+        figure = plots_rd.spectrum(self.linear["eigenvalues"], [*article, *others], points)
         label = say("Eigenvalues of the training covariance by rank, sigma squared as lines, each network as a point")
         panel = drawing("", "spectrum", label, figure)
         return panel, self.facts(names, say("variance/latent units"), self._n()), self._key(names)

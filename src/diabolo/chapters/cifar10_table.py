@@ -1,4 +1,4 @@
-"""Table C6 of the CIFAR-10 chapter, and its lines in closed form, as text: grouped by likelihood family, ranked inside a group."""
+"""Table C6 of the CIFAR-10 chapter, and its lines in closed form, as text: by likelihood family, ranked inside a group."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ def _note(metric: str, source: Mapping[str, Any]) -> str:
         return ""
     size = number(source["ess_median"], 1)
     if source["ess_median"] > ENOUGH:
-        return say("log p(x); effective samples {size}", size=size)
-    return say("a bound; effective samples {size}", size=size)
+        return say("log p(x); ESS {size}", size=size)
+    return say("a bound; ESS {size}", size=size)
 
 
 # ------------------------------------------------------------------------------------------------ the lines in closed form
@@ -148,7 +148,8 @@ def variance_told(variance: float) -> str:
 
 
 def _line_cells(row: Mapping[str, Any]) -> list[str]:
-    """sigma^2, -log p and bits/dim with their errors, rate and KL, PSNR at z = mu and projected, active latents, SSE + KL."""
+    """sigma^2, -log p and bits/dim with their errors, rate and KL, PSNR at z = mu and projected, active latents, SSE "
+    "+ KL."""
     article = None if row["fitted"] else row["sse_and_kl"]
     return [
         "\u2013" if row["variance"] is None else f"{row['variance']:.4g}",

@@ -26,22 +26,23 @@ Found = Mapping[str, Any]
 OTHERS = (
     (
         say(
-            "A convolutional ladder VAE with 15 latent layers and a mixture of logistics for the pixels: 3.36 bits/dim, with about "
-            "15 million parameters."
+            "A convolutional ladder VAE with 15 latent layers and a mixture of logistics for the pixels: 3.36 "
+            "bits/dim, with about 15 million parameters."
         ),
         "github.com/addtt/ladder-vae-pytorch",
     ),
     (
         say(
-            "VDVAE, 45 latent layers: 2.87 bits/dim, with 39 million parameters and just under a week on two GPUs. It is a VAE "
-            "as the one here; what it has more is latents on every scale of the image, and a likelihood of 8-bit pixels."
+            "VDVAE, 45 latent layers: 2.87 bits/dim, with 39 million parameters and just under a week on two GPUs. It "
+            "is a VAE as the one here; what it has more is latents on every scale of the image, and a likelihood of "
+            "8-bit pixels."
         ),
         "github.com/openai/vdvae",
     ),
     (
         say(
-            "RAE-L2, a plain autoencoder with a penalty on codes and weights: FID 74.16 of samples, where the VAE beside it has "
-            "106.37. Its cost: a mixture of ten Gaussians, fitted to the codes after training."
+            "RAE-L2, a plain autoencoder with a penalty on codes and weights: FID 74.16 of samples, where the VAE "
+            "beside it has 106.37. Its cost: a mixture of ten Gaussians, fitted to the codes after training."
         ),
         "arXiv:1903.12436",
     ),
@@ -115,17 +116,19 @@ def why(found: Found) -> list[str]:
     noise, spread = math.sqrt(VARIANCE), math.sqrt(total / found["dimensions"])
     told: list[str] = [
         say(
-            'A loss of "squared error plus KL" is a statement of probability in disguise. It says: every pixel is what the '
-            "decoder paints, plus noise with a variance of 1/2, that is a standard deviation of {noise} on a scale from 0 to 1. "
-            "The pixels of CIFAR-10 themselves vary by {spread} only. The model is told that its images are mostly noise.",
+            'A loss of "squared error plus KL" is a statement of probability in disguise. It says: every pixel is '
+            "what the "
+            "decoder paints, plus noise with a variance of 1/2, that is a standard deviation of {noise} on a scale "
+            "from 0 to 1. The pixels of CIFAR-10 themselves vary by {spread} only. The model is told that its images "
+            "are mostly noise.",
             noise=number(noise),
             spread=number(spread),
         ),
         say(
-            "What is noise need not be remembered. Each latent number costs KL, and under so much noise it pays for itself only "
-            "if it explains a variance above 1/2, summed over the image. A linear model finds {count} such directions, and "
-            "leaves the rest of its code empty, however large that is. What is not in the code cannot be in the picture: it is "
-            "blurred.",
+            "What is noise need not be remembered. Each latent number costs KL, and under so much noise it pays for "
+            "itself only if it explains a variance above 1/2, summed over the image. A linear model finds {count} "
+            "such directions, and leaves the rest of its code empty, however large that is. What is not in the code "
+            "cannot be in the picture: it is blurred.",
             count=above(found),
         ),
     ]
@@ -133,8 +136,8 @@ def why(found: Found) -> list[str]:
         optimal = found["runs"]["c4-optimal"]
         told.append(
             say(
-                "The cure is one number. Let \u03c3 be as large as the errors really are (here {sigma}), and train the same "
-                "network for the same {epochs}: active units {units}, PSNR {psnr} dB, bits/dim {bits}.",
+                "The cure is one number. Let \u03c3 be as large as the errors really are (here {sigma}), and train "
+                "the same network for the same {epochs}: active units {units}, PSNR {psnr} dB, bits/dim {bits}.",
                 sigma=number(optimal["sigma"], 3),
                 epochs=epochs(found),
                 units=_change(found, "c4", "active_units", 0),
@@ -150,32 +153,34 @@ def reading(found: Found) -> list[str]:
     first = next(iter(found["runs"].values()))
     return [
         say(
-            "Bits/dim is what a lossless code would spend on one pixel value; lower is better, and {uniform} is what a file "
-            "spends that stores the pixels as they are. Gaussians are densities, so each level k becomes x = (k + u)/256 with u "
-            "uniform, and 8 is added: an upper bound on the code length. Models are ranked in this convention.",
+            "Bits/dim is what a lossless code would spend on one pixel value; lower is better, and {uniform} is what "
+            "a file spends that stores the pixels as they are. Gaussians are densities, so each level k becomes x = "
+            "(k + u)/256 with u uniform, and 8 is added: an upper bound on the code length. Models are ranked in this "
+            "convention.",
             uniform=8,
         ),
         say(
-            "A Gaussian can also be scored at the points k/255 alone, as the article's loss does. That is no code length, and is "
-            "shown only for the lines in closed form, in a table of its own."
+            "A Gaussian can also be scored at the points k/255 alone, as the article's loss does. That is no code "
+            "length, and is shown only for the lines in closed form, in a table of its own."
         ),
         say(
-            "As trained, and calibrated: the second replaces \u03c3 by the best one for the training images and changes nothing "
-            "else. It tells a bad \u03c3 from a bad network."
+            "As trained, and calibrated: the second replaces \u03c3 by the best one for the training images and "
+            "changes nothing else. It tells a bad \u03c3 from a bad network."
         ),
         say(
-            "SSE and the plane of rate and distortion draw z from q(z|x); PSNR, SSIM and all pictures of reconstructions take "
-            "z = \u03bc. PSNR is that of the mean error over all pixels of all images."
+            "SSE and the plane of rate and distortion draw z from q(z|x); PSNR, SSIM and all pictures of "
+            "reconstructions take z = \u03bc. PSNR is that of the mean error over all pixels of all images."
         ),
         say(
-            "L_K is the importance-weighted bound with K = {k} on {n} images. It is called log p(x) only where the median "
-            "effective sample size exceeds 10; elsewhere a few draws carry it, and it is a bound.",
+            "L_K is the importance-weighted bound with K = {k} on {n} images. It is called log p(x) only where the "
+            "median effective sample size (ESS) exceeds 10; elsewhere a few draws carry it, and it is a bound.",
             k=f"{first['log_p']['k']:,}",
             n=f"{first['log_p']['n']:,}",
         ),
         say(
-            "Errors are one standard error over images. Each row is one training run: another seed would differ by more. All runs "
-            "were trained for {epochs}, which is short: compare them with one another, not with a network trained to the end.",
+            "Errors are one standard error over images. Each row is one training run: another seed would differ by "
+            "more. All runs were trained for {epochs}, which is short: compare them with one another, not with a "
+            "network trained to the end.",
             epochs=epochs(found),
         ),
     ]
@@ -188,8 +193,8 @@ def distance(found: Found) -> str | None:
     if away is None:
         return None
     return say(
-        "{name} after {epochs} against the pPCA with {latent} latents: {ranked} bits/dim as ranked, {grid} at k/255, and {psnr} dB "
-        "against its projection. {verdict}",
+        "{name} after {epochs} against the pPCA with {latent} latents: {ranked} bits/dim as ranked, {grid} at k/255, "
+        "and {psnr} dB against its projection. {verdict}",
         name=NAMES["c4-optimal"],
         epochs=epochs(found),
         latent=away["latent"],
@@ -211,8 +216,8 @@ def plan_told(found: Found, plan: str, missing: Sequence[str]) -> str | None:
     if not missing:
         return None
     return say(
-        "This is the plan {plan} of the chapter, with {epochs}. It leaves out: {names}. Figures and numbers that need them are "
-        "left out too, and each place says so.",
+        "This is the plan {plan} of the chapter, with {epochs}. It leaves out: {names}. Figures and numbers that need "
+        "them are left out too, and each place says so.",
         plan=f'"{plan}"',
         epochs=epochs(found),
         names=joined("{before}; {after}", [NAMES[name] for name in missing]),
