@@ -92,7 +92,7 @@ class Story:
 
 @dataclass(frozen=True)
 class Facts:
-    """What every caption says: data, split, likelihood, unit, n and, where one was used, the seed."""
+    """What every caption says: data, split, likelihood, unit, n and, where they matter, the seed and the epochs trained for."""
 
     data: str
     split: str
@@ -101,6 +101,7 @@ class Facts:
     unit: str
     n: str
     seed: str = ""
+    epochs: str = ""
 
 
 def facts_of(reading: Reading, **changed: str) -> Facts:
@@ -183,7 +184,7 @@ def epoch_panels(key: str, readings: Sequence[Reading]) -> list[Panel]:
     return panels
 
 
-def _curve_facts(reading: Reading) -> Facts:
+def curve_facts(reading: Reading) -> Facts:
     """Split and n as they stand in metrics.jsonl: what is drawn, not what was evaluated."""
     sizes = {
         row["split"]: row["examples"] for row in reading.metrics if row["split"] in ("train", "validation", "test")
@@ -193,7 +194,8 @@ def _curve_facts(reading: Reading) -> Facts:
     return facts_of(reading, split=joined("{before}, {after}", lines), n=n, seed=str(reading.config.get("seed", "")))
 
 
-def _scatter(key: str, reading: Reading) -> Panel:
+def scatter_panel(key: str, reading: Reading) -> Panel:
+    """Posterior means on their first two principal components, by class."""
     shares = reading.evaluation["pca"]["explained"]
     label = say("Posterior means of {title} on two principal components, coloured by class", title=reading.title)
     figure = plots.class_scatter(reading.per_image["mean"], reading.per_image.get("labels"), shares)
@@ -265,7 +267,8 @@ def _picture_facts(reading: Reading, pictures: Pictures) -> Facts:
     return facts_of(reading, unit=unit, n=both, seed=say("{seed} (of z)", seed=pictures.seed))
 
 
-def _legend_classes(reading: Reading, classes: Sequence[str]) -> list[tuple[Markup, str]]:
+def class_legend(reading: Reading, classes: Sequence[str]) -> list[tuple[Markup, str]]:
+    """The swatch and the name of each class that the evaluated images have."""
     labels = reading.per_image.get("labels")
     if labels is None:
         return []
@@ -323,12 +326,12 @@ def _convention_view(convention: Convention, figures: Mapping[str, str]) -> dict
         "losses": tables.loss_cards(readings),
         "normalised": all(r.normalised for r in readings),
         "models": [(Markup(plots.swatch(i, line="solid")), r.title) for i, r in enumerate(readings)],
-        "curves": (epoch_panels(f"{key}-curves", readings), _curve_facts(first)),
+        "curves": (epoch_panels(f"{key}-curves", readings), curve_facts(first)),
         "scatter": (
-            [_scatter(f"{key}-pca-{i}", r) for i, r in enumerate(readings)],
+            [scatter_panel(f"{key}-pca-{i}", r) for i, r in enumerate(readings)],
             facts_of(first, unit=say("latent units")),
         ),
-        "classes": _legend_classes(first, convention.classes),
+        "classes": class_legend(first, convention.classes),
         "bars": ([_bars(f"{key}-kl-{i}", i, r) for i, r in enumerate(readings)], facts_of(first)),
         "k_curve": (
             [_k_curve(f"{key}-k", readings)],
@@ -448,10 +451,10 @@ def write_run_report(
             reading, split=say("none (shapes only)"), unit=say("units per layer"), n=say("1 model")
         ),
         curves=curves,
-        curve_facts=_curve_facts(reading) if curves else None,  # none before the first epoch ends
-        scatter=_scatter("pca", reading) if "pca" in e and len(e["pca"]["explained"]) > 1 else None,
+        curve_facts=curve_facts(reading) if curves else None,  # none before the first epoch ends
+        scatter=scatter_panel("pca", reading) if "pca" in e and len(e["pca"]["explained"]) > 1 else None,
         scatter_facts=facts_of(reading, unit=say("latent units")),
-        classes=_legend_classes(reading, classes),
+        classes=class_legend(reading, classes),
         bars=_bars("kl", 0, reading) if "kl_per_dimension" in e else None,
         k_curve=_k_curve("k", [reading]) if "log_p_curve" in e else None,
         k_facts=facts_of(reading, n=f"{e['log_p_curve']['n']:,}") if "log_p_curve" in e else None,
