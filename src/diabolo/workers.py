@@ -37,7 +37,7 @@ from diabolo.chapters import parts
 from diabolo.config import RunConfig
 from diabolo.data import Access, Dataset, DataSpec
 from diabolo.errors import DiaboloError, UsageError
-from diabolo.evaluation import Settings
+from diabolo.evaluation import Settings, curve_plan
 from diabolo.forecast import Display, Task, measuring_steps
 from diabolo.models.build import build_model
 from diabolo.models.distributions import unchecked
@@ -233,7 +233,8 @@ def _task(job: Job, dataset: Dataset, name: str, cost: float) -> Task:
     if s is not None:
         test = dataset.split(s.split)
         images = min(s.images or len(test), len(test))
-        draws = s.k * images + max(s.curve_k, default=0) * min(s.curve_images, images)
+        ks, curve_images = curve_plan(s, dataset.spec.dimensions)
+        draws = s.k * images + max(ks, default=0) * min(curve_images, images)
         measuring = measuring_steps(s.elbo_samples, len(test), draws, train.batch)
     return Task(name, str(job.path), card.steps_of(job.config, dataset.spec), train.epochs, measuring, cost)
 

@@ -39,4 +39,14 @@ CHAPTERS = {
         seconds=356.0,
         machine="2 cores, AMD EPYC with AVX-512, no GPU",
     ),
+    "cifar10": Chapter(
+        name="cifar10",
+        title="why CIFAR-10 was blurred: the article's networks with honest likelihoods, beside linear models",
+        data="cifar10",
+        download=138_900_000,
+        disk=1_000_000_000,
+        seconds=2400.0,
+        machine="2 cores, AMD EPYC with AVX-512, no GPU",
+        plans=("normal", "full", "quick", "smoke"),
+    ),
 }
