@@ -26,6 +26,7 @@ from diabolo.metrics import (
     Evidence,
     blocked_log_mean_exp,
     effective_sample_size,
+    examples_at_a_time,
     float64,
     importance_log_weights,
     keyed_inference,
@@ -199,7 +200,7 @@ def _whole_pass(model: Autoencoder, loader: Loader, settings: Settings, progress
     progress.start(f"{'ELBO' if model.bounded else 'distortion'} on {settings.split}", len(loader))
     seed, columns = fold(settings.seed, "elbo"), []
     measure = _bounded if model.bounded else _unbounded
-    for batch in loader.ordered(BATCH):
+    for batch in loader.ordered(examples_at_a_time(model, loader.values.shape[1], BATCH)):
         columns.append(measure(model, batch.x, batch.index.tolist(), settings.elbo_samples, seed))
         progress.advance(len(batch.x))
     progress.finish()
