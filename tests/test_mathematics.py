@@ -10,6 +10,7 @@ import itertools
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -276,6 +277,52 @@ def check_gaussian_optimal() -> None:
     check_density(likelihood)
 
 
+def check_gaussian_per_pixel() -> None:
+    axis = torch.linspace(-9, 9, 1801, dtype=torch.float64)
+    params = torch.tensor([0.4, -1.1], dtype=torch.float64).expand(1, len(axis), 2)
+    likelihood = registry.build("likelihood", "gaussian_per_pixel")
+    total = likelihood(params).log_prob(axis[:, None]).exp().sum() * (axis[1] - axis[0])
+    assert total.item() == pytest.approx(1, abs=1e-10)
+    assert likelihood.normalised
+
+
+def check_laplace() -> None:
+    """Each side of the mean from its corner outwards, by Simpson's rule."""
+    likelihood = registry.build("likelihood", "laplace").double()
+    params, total = torch.tensor([[[0.2]]], dtype=torch.float64), 0.0
+    for side in (-1, 1):
+        x = likelihood(params).mean.item() + side * torch.linspace(0, 12, 4001, dtype=torch.float64)
+        total += simpson(likelihood(params).log_prob(x[:, None, None]).exp()[:, 0].detach(), 12 / 4000)
+    assert total == pytest.approx(1, abs=1e-9)
+    assert likelihood.normalised
+
+
+def check_continuous_bernoulli() -> None:
+    likelihood = registry.build("likelihood", "continuous_bernoulli")
+    x = torch.linspace(0, 1, 4001, dtype=torch.float64)
+    for eta in (-30.0, -0.5, 0.0, 1e-3, 2.0, 90.0):
+        p = likelihood(torch.tensor([[[eta]]], dtype=torch.float64))
+        assert simpson(p.log_prob(x[:, None, None]).exp()[:, 0], 1 / 4000) == pytest.approx(1, abs=1e-6)
+    assert likelihood.normalised
+
+
+def simpson(y: Tensor, step: float) -> float:
+    """The integral of values y (2 m + 1,) at equal distances."""
+    return (step / 3 * (y[0] + 4 * y[1:-1:2].sum() + 2 * y[2:-1:2].sum() + y[-1])).item()
+
+
+def check_levels(name: str, **params: Any) -> None:
+    """Over all pairs of levels of two channels of a pixel, which the mixture conditions on one another."""
+    likelihood = registry.build("likelihood", name, **params).double()
+    raw = torch.randn(1, 1, likelihood.channels(2), 1, 1, dtype=torch.float64)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    total, p = 0.0, likelihood(raw)
+    for x in torch.cartesian_prod(levels, levels).view(-1, 1, 2, 1, 1).split(4096):
+        total += p.log_prob(x).exp().sum().item()
+    assert total == pytest.approx(1, abs=1e-10)
+    assert likelihood.normalised and likelihood.discrete
+
+
 def check_density(likelihood: Likelihood) -> None:
     axis = torch.linspace(-9, 9, 361, dtype=torch.float64)
     x = torch.cartesian_prod(axis, axis)
@@ -304,6 +351,13 @@ NORMALISATION = {
     "bernoulli_relaxed": check_bernoulli_relaxed,
     "gaussian": check_gaussian,
     "gaussian_optimal": check_gaussian_optimal,
+    "gaussian_per_pixel": check_gaussian_per_pixel,
+    "laplace": check_laplace,
+    "continuous_bernoulli": check_continuous_bernoulli,
+    "discretized_gaussian": partial(check_levels, "discretized_gaussian", per_value=True),
+    "discretized_logistic": partial(check_levels, "discretized_logistic"),
+    "discretized_logistic_mixture": partial(check_levels, "discretized_logistic_mixture", data_shape=(2, 1, 1)),
+    "categorical": partial(check_levels, "categorical"),
 }
 
 

@@ -94,6 +94,11 @@ def accepted(likelihood: str) -> tuple[Values, ...]:
     return tuple(kind.accepts)
 
 
+def discrete(likelihood: str) -> bool:
+    """Whether a likelihood gives probabilities, so that -log p(x|z) is a code length."""
+    return bool(getattr(registry.get("likelihood", likelihood), "discrete", False))
+
+
 def _unknown(config: RunConfig) -> DataSpec:
     """Stands for data that are not at hand, with values of a kind that the likelihood scores."""
     accepts = accepted(config.model.likelihood.name)
@@ -169,6 +174,7 @@ def _declared(model: Autoencoder) -> Declared:
     return Declared(
         family=str(likelihood.family),
         normalised=bool(likelihood.normalised),
+        discrete=bool(getattr(likelihood, "discrete", False)),
         prior=str(model.prior.density),
         density=bool(getattr(model.posterior, "density", True)),
         learns_scale=learned(likelihood),

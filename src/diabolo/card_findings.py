@@ -34,6 +34,7 @@ class Declared:
 
     family: str
     normalised: bool
+    discrete: bool
     prior: str
     density: bool
     learns_scale: Literal["fixed", "by gradient", "as a running mean"]
@@ -257,6 +258,8 @@ class Findings:
         return [*self._mass_flags(), *(self._objective_flags(self.weighed) if self.weighed else ())]
 
     def _mass_flags(self) -> Iterator[str]:
+        if self.declared.discrete and self.scored.mass is not None and not self.scored.discrete:
+            yield f"the likelihood says that it gives probabilities, but it is a density: {self.mass}"
         if self.scored.mass is None or self.declared.normalised == self.normalised:
             return
         if self.normalised:

@@ -77,11 +77,13 @@ def _words(f: Findings) -> str:
     """-log p in words and symbols."""
     outer = "mean" if f.averaged else "sum"
     constant = " + 1/2 log(2 pi sigma^2)" if f.normalised else ""
+    bernoulli = " - log C(l)" if f.density else ""
+    family = "the code length of levels" if f.scored.discrete else f"that of the family {f.declared.family}"
     return {
         "squared": f"-log p(x|z) is a {outer} of squared errors (x - mean)^2 / (2 sigma^2){constant}",
         "squared, varying": f"-log p(x|z) is a {outer} of squared errors, each with a sigma^2 of its own",
-        "affine": f"-log p(x|z) is a {outer} of cross-entropies -x log l - (1 - x) log(1 - l)",
-        "other": f"-log p(x|z) is that of the family {f.declared.family}",
+        "affine": f"-log p(x|z) is a {outer} of cross-entropies -x log l - (1 - x) log(1 - l){bernoulli}",
+        "other": f"-log p(x|z) is {family}",
     }[f.scored.shape]
 
 

@@ -32,6 +32,7 @@ from diabolo.errors import DataError, UsageError
 from diabolo.evaluation import BATCH
 from diabolo.images_metrics import mean_squared_errors, psnr
 from diabolo.inspection import Examples
+from diabolo.metrics import examples_at_a_time
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.runs import Run, sha256, spec_from_dict, write_bytes
 
@@ -60,7 +61,8 @@ def decoded(model: Autoencoder, points: Codes, shape: tuple[int, ...], values: V
     parameter = next(model.parameters())
     event = model.encode(parameter.new_zeros(1, *shape)).mean.shape[1:]
     z = torch.from_numpy(points).to(parameter).unflatten(1, event)
-    return np.concatenate([as_stored(model.decode(part[None]).mean[0].cpu(), values) for part in z.split(BATCH)])
+    parts = z.split(examples_at_a_time(model, shape[0], BATCH))
+    return np.concatenate([as_stored(model.decode(part[None]).mean[0].cpu(), values) for part in parts])
 
 
 def as_stored(mean: torch.Tensor, values: Values) -> NDArray[Any]:

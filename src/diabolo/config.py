@@ -391,6 +391,7 @@ _AT_LEAST: dict[str, float] = {
     "model.decoder.width": 1,
     "model.encoder.depth": 0,
     "model.decoder.depth": 0,
+    "model.likelihood.components": 1,
     "objective.beta": 0,
     "objective.samples": 1,
     "objective.warmup_steps": 0,

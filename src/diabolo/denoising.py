@@ -29,6 +29,7 @@ from diabolo.evaluation import BATCH
 from diabolo.images_metrics import WINDOW, mean_squared_errors, psnr, ssim
 from diabolo.inspection import Examples, examples, read_array
 from diabolo.language import joined, say
+from diabolo.metrics import examples_at_a_time
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.corruptions import Kind, corrupt
 from diabolo.runs import Run, spec_from_dict
@@ -149,7 +150,8 @@ def crossings(levels: Sequence[float], error: Sequence[float], against: Sequence
 def restore(model: Autoencoder, x: Tensor) -> Tensor:
     """The model's reconstruction at the code's mean of noisy images x (N, *data), (N, *data) on the CPU."""
     device = next(model.parameters()).device
-    return torch.cat([model.reconstruct(part.to(device)).mean[0].cpu() for part in x.split(BATCH)])
+    parts = x.split(examples_at_a_time(model, x.shape[1], BATCH))
+    return torch.cat([model.reconstruct(part.to(device)).mean[0].cpu() for part in parts])
 
 
 def gaussian_filter(sigma: float) -> Method:

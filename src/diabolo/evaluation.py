@@ -29,6 +29,7 @@ from diabolo.metrics import (
     Evidence,
     blocked_log_mean_exp,
     effective_sample_size,
+    examples_at_a_time,
     float64,
     importance_log_weights,
     keyed_inference,
@@ -232,7 +233,7 @@ def _whole_pass(
     progress.start(f"{'ELBO' if model.bounded else 'distortion'} on {settings.split}", len(loader))
     seed, columns = fold(settings.seed, "elbo"), []
     measure = _bounded if model.bounded else _unbounded
-    for batch in loader.ordered(BATCH):
+    for batch in loader.ordered(examples_at_a_time(model, loader.values.shape[1], BATCH)):
         index, x = batch.index.tolist(), batch.x
         row = measure(model, x, index, settings.elbo_samples, seed)
         if model.bounded and spec.values == "grey" and _density(model):

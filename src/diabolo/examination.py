@@ -23,7 +23,7 @@ from diabolo import evaluation
 from diabolo.data import Access, Dataset, Loader
 from diabolo.engine import own_randomness
 from diabolo.errors import DiaboloError
-from diabolo.metrics import ACTIVE_VARIANCE, float64, keyed_terms
+from diabolo.metrics import ACTIVE_VARIANCE, examples_at_a_time, float64, keyed_terms
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.build import build_model, build_objective
 from diabolo.models.distributions import unchecked
@@ -35,8 +35,10 @@ from diabolo.seeds import fold
 EXAMPLES = 1000
 #: Values of x in a step of the constant model's fit: 2^20 floats, a few ms.
 _FIT_VALUES = 2**20
+#: Numbers for each value that can be fitted to them: of more, the fit would know the examples by heart.
+_FIT_NUMBERS = 4
 _FIT_STEPS = 300
-#: Parameters at which a likelihood is asked how far its mean goes: with logits of +-1,000 a mean has arrived where it can.
+#: How far parameters go when a likelihood is asked how far its mean does: at logits of +-1,000 it has arrived where it can.
 _FAR = 1000.0
 
 
@@ -186,10 +188,16 @@ class Examination:
     def constant(self) -> float:
         """The mean training loss of the best model that ignores x: the distortion at constant parameters, rate 0."""
         loader = Loader(self.dataset, "train", self.device)
-        least = max(100, _FIT_VALUES // self.dataset.spec.dimensions)
+        shape: tuple[int, ...] = self.model.decoder.out_shape  # type: ignore[assignment]
+        size = self.dataset.spec.dimensions
+        if math.prod(shape) > _FIT_NUMBERS * size:
+            raise Unreachable(
+                f"the best model that ignores x has {math.prod(shape) / size:.3g} numbers for each value, too many to fit to "
+                f"{EXAMPLES:,} examples"
+            )
+        least = max(100, _FIT_VALUES // size)
         chosen = _chosen(len(loader), min(least, EXAMPLES))
         x = torch.cat([batch.x for batch in loader.ordered(evaluation.BATCH, chosen)])
-        shape: tuple[int, ...] = self.model.decoder.out_shape  # type: ignore[assignment]
         objective = build_objective(self.config.objective.to_dict(), self.dataset.spec)
         return constant_loss(self.model.likelihood, shape, x, getattr(objective, "distortion", _minus_log_p))
 
@@ -209,7 +217,8 @@ class Examination:
         loader, parts = Loader(self.dataset, split, self.device), []
         objective = build_objective(self.config.objective.to_dict(), self.dataset.spec)
         with unchecked(), watched(model) as layers, own_randomness(self.device):
-            for batch in loader.ordered(evaluation.BATCH, _chosen(len(loader), EXAMPLES)):
+            size = examples_at_a_time(model, loader.values.shape[1], evaluation.BATCH)
+            for batch in loader.ordered(size, _chosen(len(loader), EXAMPLES)):
                 terms = keyed_terms(model, objective, batch.x, batch.index.tolist(), fold(0, "doctor", "noise"))
                 kept = {name: float64(terms[name]) for name in ("loss", "rate") if name in terms}
                 q = model.encode(batch.x)
@@ -334,14 +343,28 @@ def mean_reach(likelihood: Likelihood, shape: tuple[int, ...]) -> tuple[float, f
     """
     ends = []
     try:
-        with torch.no_grad(), unchecked():
+        with unchecked():
+            towards = _upwards(likelihood, shape)
             for sign in (-1, 1):
-                here, further = (likelihood(torch.full((1, 1, *shape), sign * far)).mean for far in (_FAR, 2 * _FAR))
+                here, further = (likelihood(sign * far * towards).mean.detach() for far in (_FAR, 2 * _FAR))
                 ends.append((here.flatten()[0].item(), further.flatten()[0].item()))
     except (NotImplementedError, AttributeError) as error:
         raise Unreachable(f"the likelihood gives no mean ({type(error).__name__})") from error
     (low, lower), (high, higher) = sorted(ends)
     return _settled(low, lower, -math.inf), _settled(high, higher, math.inf)
+
+
+@torch.enable_grad()
+def _upwards(likelihood: Likelihood, shape: tuple[int, ...]) -> Tensor:
+    """The direction in which parameters (1, 1, *shape) raise the mean most, its largest entry 1; all 1 where it has no
+    gradient. So a scale, which the mean does not depend on at first, stays as it is."""
+    params = torch.zeros(1, 1, *shape, requires_grad=True)
+    mean = likelihood(params).mean
+    if not mean.requires_grad:
+        return torch.ones_like(params)
+    (gradient,) = torch.autograd.grad(mean.sum(), params)
+    largest = gradient.abs().max()
+    return gradient / largest if largest > 0 else torch.ones_like(params)
 
 
 def _settled(here: float, further: float, otherwise: float) -> float:

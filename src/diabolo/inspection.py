@@ -29,7 +29,7 @@ from diabolo.data.spec import DataSpec
 from diabolo.data.tensor import examples_like
 from diabolo.engine import own_randomness
 from diabolo.errors import DataError, DiaboloError, UsageError
-from diabolo.metrics import float64, keyed_inference
+from diabolo.metrics import examples_at_a_time, float64, keyed_inference
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.pictures import random_examples
 from diabolo.plots import image_png
@@ -197,7 +197,7 @@ def percentiles(values: Tensor, reference: Tensor) -> Tensor:
 def _elbo(model: Autoencoder, loader: Loader, samples: int, progress: Progress, what: str) -> tuple[Tensor, Tensor]:
     progress.start(f"ELBO on {what}", len(loader))
     seed, elbo, rate = fold(0, "elbo"), [], []
-    for batch in loader.ordered(evaluation.BATCH):
+    for batch in loader.ordered(examples_at_a_time(model, loader.values.shape[1], evaluation.BATCH)):
         inference = keyed_inference(model, batch.x, batch.index.tolist(), samples, seed)
         elbo.append(float64(inference.log_weight(batch.x)).mean(0))
         rate.append(float64(inference.latents[0].kl()).mean(0))

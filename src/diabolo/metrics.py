@@ -80,9 +80,15 @@ def importance_log_weights(
     """
     q, prior = model.encode(x), model.prior(None, model.encode)
     z = keyed_sample(q, samples, [mix(seed, i) for i in index])  # (K, B, d)
-    draws = max(1, chunk_values // x.numel())
+    draws = examples_at_a_time(model, x.shape[1], chunk_values // x.numel())
     parts = [Inference(model.decode(part), [Latent(part, q, prior)]).log_weight(x) for part in z.split(draws)]
     return float64(torch.cat(parts))
+
+
+def examples_at_a_time(model: Autoencoder, channels: int, most: int) -> int:
+    """At most `most` examples of x (B, channels, ...), fewer where the decoder gives several numbers for each value of x, so that
+    a pass takes the same memory."""
+    return max(1, most * channels // model.likelihood.channels(channels))
 
 
 def float64(t: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -33,6 +34,8 @@ from diabolo.models.priors import StandardNormal
 TOLERANCE = 1e-4
 #: A mass within this of 1 is 1.
 MASS_TOLERANCE = 1e-3
+#: Pairs of values that are scored at a time.
+_MASS_BATCH = 4096
 #: A step by which every warm-up is over.
 LATE = 10**9
 
@@ -353,7 +356,7 @@ def likelihood_facts(likelihood: Likelihood, x: Tensor, binary: bool) -> Likelih
         shape, curvature = _curvature(copied, tuple(x.shape[1:]))
         sigma2 = share / curvature if share is not None and curvature else None
         try:
-            mass, domain, discrete = _mass(copied, x.ndim - 1, binary)
+            mass, domain, discrete = _mass(copied, x.ndim - 1, x.shape[1], binary)
         except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
             return LikelihoodFacts(shape, sigma2, share, None, obstacle=first_line(error))
     return LikelihoodFacts(shape, sigma2, share, mass, domain, discrete)
@@ -407,16 +410,20 @@ def _share(likelihood: Likelihood, x: Tensor) -> float | None:
     return 1 / math.prod(shape) if math.isclose(ratio, 1, rel_tol=TOLERANCE) else None
 
 
-def _mass(likelihood: Likelihood, dimensions: int, binary: bool) -> tuple[float, str, bool]:
-    """The sum or integral of p(x|z) over both values of an example of two, over what, and whether it is a sum."""
-    shape = (2,) if dimensions == 1 else (*[1] * (dimensions - 1), 2)
+def _mass(likelihood: Likelihood, dimensions: int, channels: int, binary: bool) -> tuple[float, str, bool]:
+    """The sum or integral of p(x|z) over both values of an example of two (two channels of one pixel where there are several,
+    which may depend on one another), over what, and whether it is a sum."""
+    shape = (2,) if dimensions == 1 else (2, *[1] * (dimensions - 1)) if channels > 1 else (*[1] * (dimensions - 1), 2)
     params = decoder_output(likelihood, shape)
     p = likelihood(params)
     values, weight, domain, discrete = _grid(p, binary)
     x = torch.cartesian_prod(values[0], values[1]).view(-1, *shape)  # (N, *shape)
     log_weight = torch.cartesian_prod(weight[0], weight[1]).log().sum(1)
-    scored = likelihood(params.expand(1, x.shape[0], *params.shape[2:])).log_prob(x[None]).detach()[0]
-    return float((scored + log_weight).exp().sum()), domain, discrete
+    scored = [
+        likelihood(params.expand(1, part.shape[0], *params.shape[2:])).log_prob(part[None]).detach()[0]
+        for part in x.split(_MASS_BATCH)
+    ]
+    return float((torch.cat(scored) + log_weight).exp().sum()), domain, discrete
 
 
 def _grid(p: Distribution, binary: bool) -> tuple[list[Tensor], list[Tensor], str, bool]:
@@ -424,19 +431,29 @@ def _grid(p: Distribution, binary: bool) -> tuple[list[Tensor], list[Tensor], st
     support: Any = p.support
     support = getattr(support, "base_constraint", support)
     if binary or support.is_discrete:
-        base: Any = getattr(p, "base_dist", p)
-        points = torch.tensor([0.0, 1.0]) if binary else base.enumerate_support(expand=False).flatten()
+        points = torch.tensor([0.0, 1.0]) if binary else _values(p, support)
         return [points.double()] * 2, [torch.ones_like(points).double()] * 2, _listed(points), True
     if hasattr(support, "lower_bound"):
         low, high = float(support.lower_bound), float(support.upper_bound)
         points = torch.linspace(low, high, 801, dtype=torch.float64)[1::2]  # midpoints
         return [points] * 2, [torch.full_like(points, (high - low) / 400)] * 2, f"[{low:g}, {high:g}]", False
-    # x = mean + sd sinh(t): fine near the mean, hundreds of standard deviations far
-    t = torch.linspace(-7, 7, 351, dtype=torch.float64)
+    # x = mean + sd sinh(t): fine near the mean, hundreds of standard deviations far; each side by itself, as some have a corner
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(150))
+    t, step = torch.cat([3.5 * (nodes - 1), 3.5 * (nodes + 1)]), 3.5 * weights.repeat(2)
     means, sds = p.mean.detach().flatten(), p.stddev.detach().flatten()
     points_of = [m + s * t.sinh() for m, s in zip(means, sds)]
-    return points_of, [s * t.cosh() * (t[1] - t[0]) for s in sds], "all real numbers", False
+    return points_of, [s * t.cosh() * step for s in sds], "all real numbers", False
+
+
+def _values(p: Distribution, support: Any) -> Tensor:
+    """All that one value can be, (n,): as its support says, or as its distribution does."""
+    if hasattr(support, "points"):
+        return torch.as_tensor(support.points)
+    base: Any = getattr(p, "base_dist", p)
+    listed: Tensor = base.enumerate_support(expand=False).flatten()
+    return listed
 
 
 def _listed(points: Tensor) -> str:
-    return "{0, 1}" if points.tolist() == [0, 1] else f"{points.numel()} values"
+    first, last = float(points[0]), float(points[-1])
+    return "{0, 1}" if points.tolist() == [0, 1] else f"{points.numel()} levels from {first:g} to {last:g}"

@@ -27,7 +27,7 @@ from diabolo.data.scan import Facts, check, scan
 from diabolo.durations import written
 from diabolo.engine import environment, own_randomness, pick_device
 from diabolo.errors import DiaboloError, DivergedError, UsageError
-from diabolo.metrics import mean_terms
+from diabolo.metrics import examples_at_a_time, mean_terms
 from diabolo.models.build import build_model, build_objective, check_objective
 from diabolo.models.distributions import unchecked
 from diabolo.models.objectives import Objective, Terms
@@ -266,7 +266,8 @@ class Trainer:
             return None
         began = time.monotonic()
         with self._deployed():
-            batches = Loader(self.dataset, name, self.device).ordered(500)
+            size = examples_at_a_time(self.model, self.dataset.spec.shape[0], 500)
+            batches = Loader(self.dataset, name, self.device).ordered(size)
             means = mean_terms(self.model, self.objective, batches, fold(self.config.seed, "curve"))
         self._lap("curve", began)
         here = self.position
@@ -518,7 +519,7 @@ def _check(config: RunConfig, dataset: Dataset) -> Facts:
             "Take train.keep=last, or data.validation above 0 and train.curve=validation.",
         )
     facts, likelihood = scan(dataset), config.model.likelihood.name
-    check(facts, dataset.spec.name, likelihood, card.accepted(likelihood))
+    check(facts, dataset.spec.name, likelihood, card.accepted(likelihood), card.discrete(likelihood))
     with torch.device("meta"):  # shapes alone
         model = build_model(config.model.to_dict(), dataset.spec)
     check_objective(model, build_objective(config.objective.to_dict(), dataset.spec))

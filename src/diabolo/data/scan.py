@@ -130,8 +130,9 @@ def _facts(dataset: Dataset, ends: tuple[float, float], value: Tensor, share: Te
     )
 
 
-def check(facts: Facts, name: str, likelihood: str, accepts: tuple[Values, ...]) -> None:
-    """Refuse data whose values are not of the kind that they are declared to be, or that a likelihood cannot score.
+def check(facts: Facts, name: str, likelihood: str, accepts: tuple[Values, ...], discrete: bool = False) -> None:
+    """Refuse data whose values are not of the kind that they are declared to be, or that a likelihood cannot score; `discrete`:
+    it gives probabilities, of grey data those of the levels k/255.
 
     Raises:
         DataError: for values that are not what they are said to be, with what was found and what to do.
@@ -157,11 +158,18 @@ def check(facts: Facts, name: str, likelihood: str, accepts: tuple[Values, ...])
             f"It scores {' or '.join(accepts)} values. {found}",
             _REMEDIES[facts.declared].format(scaled=rescaled(facts)),
         )
+    if discrete and facts.declared == "grey" and not facts.on_grid:
+        raise UsageError(
+            f"likelihood {likelihood!r} cannot score values beside the 8-bit grid k/255 ({name})",
+            f"It gives probabilities of the 256 levels. {found}",
+            "Pass the values as uint8 levels, or take a density: model.likelihood=gaussian.",
+        )
 
 
 #: What to do about values of a kind that a likelihood does not score.
 _REMEDIES = {
-    "grey": "Take model.likelihood=bernoulli_relaxed (unnormalised), model.likelihood=gaussian, or data.binarize=true.",
+    "grey": "Take model.likelihood=discretized_logistic (exact), bernoulli_relaxed (unnormalised) or gaussian, or "
+    "data.binarize=true.",
     "real": "Take model.likelihood=gaussian, or scale the values to [0, 1] ({scaled}) for a likelihood of grey levels.",
     "binary": "Take model.likelihood=bernoulli: a density has no upper bound on such values. Or data.binarize=false where the "
     "data are grey.",

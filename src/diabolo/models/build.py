@@ -106,7 +106,8 @@ def _check_values(name: str, likelihood: Likelihood, spec: DataSpec) -> None:
     if spec.values in likelihood.accepts:
         return
     remedies = {
-        "grey": "Take model.likelihood=bernoulli_relaxed (unnormalised), model.likelihood=gaussian, or data.binarize=true.",
+        "grey": "Take model.likelihood=discretized_logistic (exact), bernoulli_relaxed (unnormalised) or gaussian, or "
+        "data.binarize=true.",
         "real": "Take model.likelihood=gaussian.",
         "binary": "Take model.likelihood=bernoulli, or data.binarize=false where the data are grey.",
     }

@@ -1,4 +1,7 @@
-"""Likelihoods: heads params (S, B, channels, ...) -> p(x | z). Each owns its pixel convention and says what its numbers are."""
+"""Likelihoods: heads params (S, B, channels, ...) -> p(x | z). Each owns its pixel convention and says what its numbers are.
+
+Here are those of binary pixels and the densities; the exact probabilities of grey levels stand in discretized.py.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,20 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, Normal
+from torch.distributions import Bernoulli, Distribution, Independent, Laplace, Normal
 
-from diabolo.models.distributions import GreyBernoulli, float32
+from diabolo.models.distributions import ContinuousBernoulli, GreyBernoulli, float32
 from diabolo.models.networks import Head
 from diabolo.registry import register
 
 
 class Likelihood(Head):
     """p(x | z). `family`: numbers of different families are never ranked together. `normalised`: whether it sums or
-    integrates to 1 over x; every label "unnormalised" is read from here. `discrete`: whether it is a probability of the data
-    rather than a density, so that -log p(x | z) is a code length as it stands. `accepts`: the kinds of data it scores."""
+    integrates to 1 over x; every label "unnormalised" is read from here. `accepts`: the kinds of data it scores. `discrete`:
+    whether -log p(x | z) is already the code length of x, the logarithm of a probability of what it scores; False for a
+    density, whose bits/dim need dequantised data and their unit, and for what is not normalised."""
 
     family: str
     normalised = True
@@ -30,16 +35,43 @@ class Likelihood(Head):
         raise NotImplementedError
 
 
-def squashing(mean: str) -> Callable[[Tensor], Tensor]:
-    """The map from a network's output to the mean: the identity, or the sigmoid for pixels in [0, 1].
+#: Where a mean starts, and a standard deviation or scale: a network gives numbers near 0 at first, and pixels lie in [0, 1].
+CENTRE, SPREAD = 0.5, 0.25
+
+
+def squashing(mean: str, centre: float = 0.0) -> Callable[[Tensor], Tensor]:
+    """The map from a network's output to the mean: output + `centre`, or the sigmoid for pixels in [0, 1].
 
     Raises:
         ValueError: for any other name.
     """
-    found: dict[str, Callable[[Tensor], Tensor]] = {"linear": lambda params: params, "sigmoid": torch.sigmoid}
+    found: dict[str, Callable[[Tensor], Tensor]] = {
+        "linear": lambda params: params + centre if centre else params,
+        "sigmoid": torch.sigmoid,
+    }
     if mean not in found:
         raise ValueError(f"mean={mean!r} is one of {', '.join(found)}")
     return found[mean]
+
+
+def hold_log_scale(head: nn.Module, scale: float | None, start: float = 1.0) -> None:
+    """Give a head its `log_scale`: a buffer where `scale` fixes it, else a parameter that begins at log `start`.
+
+    Raises:
+        ValueError: for a scale that is not positive.
+    """
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale must be positive, not {scale}")
+    log_scale = torch.tensor(math.log(start if scale is None else scale))
+    if scale is None:
+        head.register_parameter("log_scale", nn.Parameter(log_scale))
+    else:
+        head.register_buffer("log_scale", log_scale)
+
+
+def soft_floor(raw: Tensor, least: float) -> Tensor:
+    """least + log(1 + exp(raw - least)): raw far above `least`, never below it, with a gradient everywhere."""
+    return least + F.softplus(raw - least)
 
 
 @register("likelihood", "bernoulli")
@@ -79,18 +111,12 @@ class GaussianLikelihood(Likelihood):
 
     family = "gaussian"
     accepts = ("grey", "real")  # on {0, 1} a density has no upper bound: scale -> 0
+    log_scale: Tensor
 
     def __init__(self, scale: float | None = None, mean: Literal["linear", "sigmoid"] = "linear") -> None:
         super().__init__()
         self.squash = squashing(mean)
-        if scale is not None and not scale > 0:
-            raise ValueError(f"scale must be positive, not {scale}: it is a standard deviation")
-        log_scale = torch.tensor(math.log(1.0 if scale is None else scale))
-        self.log_scale: Tensor
-        if scale is None:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
+        hold_log_scale(self, scale)
 
     @property
     def sigma(self) -> float:
@@ -154,6 +180,81 @@ class OptimalGaussianLikelihood(Likelihood):
             return
         self.variance.lerp_(error.to(self.variance.dtype), max(1 - self.decay, 1 / (1 + int(self.steps))))
         self.steps += 1
+
+
+@register("likelihood", "gaussian_per_pixel")
+class PerPixelGaussianLikelihood(Likelihood):
+    r"""Normal(mean, scale^2) with a mean and a scale of its own for each value, both from the decoder.
+
+    .. math:: \log p(x|z) = -\sum_i \left[ \tfrac{(x_i - \mu_i)^2}{2 \sigma_i^2} + \log\sigma_i \right]
+              - \tfrac D2 \log 2\pi, \qquad \log\sigma = l + \log(1 + e^{s - l})
+
+    nats per example; params (S, B, 2c, ...): mean, then s - log(1/4). l = `min_log_scale` is the soft floor without which the
+    density of a value that never varies has no upper bound. mean = params + 1/2, or with `mean="sigmoid"` sigmoid(params): an
+    untrained network's output near 0 is a mean near 1/2 and a scale near 1/4.
+
+    Reference: Rybkin et al., Simple and effective VAE training with calibrated decoders (2021), arXiv:2006.13202.
+    """
+
+    family = "gaussian"
+    accepts = ("grey", "real")  # on {0, 1} the floor alone would decide
+    factor = 2
+
+    def __init__(self, min_log_scale: float = -6.0, mean: Literal["linear", "sigmoid"] = "linear") -> None:
+        super().__init__()
+        self.squash, self.min_log_scale = squashing(mean, CENTRE), min_log_scale
+
+    def forward(self, params: Tensor) -> Distribution:
+        mean, raw = float32(params).chunk(2, 2)
+        log_scale = soft_floor(raw + math.log(SPREAD), self.min_log_scale)
+        return Independent(Normal(self.squash(mean), log_scale.exp()), params.ndim - 2)
+
+
+@register("likelihood", "laplace")
+class LaplaceLikelihood(Likelihood):
+    """Laplace(mean, scale) with one scale for all values, the mean absolute error; `scale=None` learns it from 1/4.
+
+    log p(x | z) = -sum_i |x_i - mean_i| / scale - D log(2 scale), nats per example: absolute errors instead of squared ones.
+    mean = params + 1/2, or with `mean="sigmoid"` sigmoid(params): an untrained network's output near 0 is a mean near 1/2.
+
+    Raises:
+        ValueError: for a scale that is not positive.
+
+    Reference: Kotz et al., The Laplace distribution and generalizations (2001), https://doi.org/10.1007/978-1-4612-0173-1.
+    """
+
+    family = "laplace"
+    accepts = ("grey", "real")  # on {0, 1} a density has no upper bound: scale -> 0
+    log_scale: Tensor
+
+    def __init__(self, scale: float | None = None, mean: Literal["linear", "sigmoid"] = "linear") -> None:
+        super().__init__()
+        self.squash = squashing(mean, CENTRE)
+        hold_log_scale(self, scale, SPREAD)
+
+    def forward(self, params: Tensor) -> Distribution:
+        return Independent(Laplace(self.squash(float32(params)), self.log_scale.exp()), params.ndim - 2)
+
+
+@register("likelihood", "continuous_bernoulli")
+class ContinuousBernoulliLikelihood(Likelihood):
+    r"""Cross-entropy on grey levels with the constant that makes it a density on [0, 1].
+
+    .. math:: \log p(x|z) = \sum_i x_i \log l_i + (1 - x_i) \log(1 - l_i) + \log C(l_i), \quad
+              C(l) = \frac{2 \operatorname{artanh}(1 - 2l)}{1 - 2l}
+
+    nats per example, l = sigmoid(params), C(1/2) = 2. Its mean is not l; pictures show the mean. At x = 0 and x = 1 the density
+    has no upper bound.
+
+    Reference: Loaiza-Ganem & Cunningham, The continuous Bernoulli: fixing a pervasive error in variational autoencoders (2019),
+    arXiv:1907.06845.
+    """
+
+    family = "continuous_bernoulli"
+    accepts = ("grey",)
+
+    def forward(self, params: Tensor) -> Distribution:
+        return Independent(ContinuousBernoulli(float32(params)), params.ndim - 2)
 
 
 class _Watched(Independent):  # type: ignore[type-arg]  # generic in recent releases of torch only

@@ -84,7 +84,7 @@ def _of_config(config: RunConfig) -> tuple[Card, str]:
     name, dataset = config.preset or "this configuration", _at_hand(config)
     if dataset is not None:
         facts, likelihood = scan(dataset), config.model.likelihood.name
-        check(facts, dataset.spec.name, likelihood, card.accepted(likelihood))
+        check(facts, dataset.spec.name, likelihood, card.accepted(likelihood), card.discrete(likelihood))
         return card.of_config(config, dataset.spec, facts), f"{name}: before training, data {config.data.name}"
     spec = _registered(config)
     known = "not in the cache: shape as registered, values not looked at" if spec else "not at hand: D is not known"
