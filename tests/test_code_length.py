@@ -28,11 +28,12 @@ SMALL = (*SIZES, "train.epochs=1", "train.curve=none", "train.keep=last")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One network with sigma^2 = 1/2, its optimum, and on binary pixels: trained for an epoch and evaluated."""
+    """One network with sigma^2 = 1/2, with its optimum, and with exact probabilities: trained for an epoch and evaluated."""
     out, made = tmp_path_factory.mktemp("bits"), {}
     likelihoods = {
         "fixed": "gaussian model.likelihood.scale=0.7071067811865476 model.likelihood.mean=sigmoid",
         "optimal": "gaussian_optimal",
+        "exact": "discretized_logistic",
     }
     for name, likelihood in likelihoods.items():
         config = resolve("vae", [*SMALL, *f"model.likelihood={likelihood}".split()]).config
@@ -125,9 +126,11 @@ def test_calibration_is_the_mean_error_over_the_training_split(runs):
     assert sigma**2 == pytest.approx(draws.mean().item(), rel=0.02)  # x at k/255 here, at (k + u)/256 there
 
 
-def test_probabilities_need_no_dequantization(evidence):
-    found = registry.get("metric", "bits_per_dim")(evidence)
-    assert found["convention"] == EXACT
+def test_probabilities_need_no_dequantization(runs, evidence):
+    exact = runs["exact"].evaluation()
+    assert exact["bits_per_dim"]["convention"] == EXACT
+    assert exact["bits_per_dim"]["value"] == pytest.approx(-exact["elbo"]["value"] / (D * math.log(2)), rel=1e-12)
+    assert "bits_per_dim_calibrated" not in exact
     assert registry.get("metric", "bits_per_dim_calibrated")(evidence) is None
 
 
