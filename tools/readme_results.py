@@ -1,5 +1,5 @@
-"""Write the generated parts of both READMEs: the preset table, the results table from a finished MNIST chapter, and that of the
-chapter of autoencoders from the measures that are kept in results/.
+"""Write the generated parts of both READMEs: the preset table, the results table from a finished MNIST chapter, and those of the
+chapters of autoencoders and CIFAR-10 from what is kept in results/.
 
 The results stay as they are where the chapter is not finished. With --check nothing is written, and the exit code is 1 if
 a file would change.
@@ -20,6 +20,7 @@ from diabolo.chapters import CHAPTERS
 ROOT = Path(__file__).parent.parent
 CHAPTER = ROOT / "runs" / "reproduce" / "mnist"
 MEASURES = ROOT / "results" / "autoencoders" / "measures.json"
+CIFAR10 = ROOT / "results" / "cifar10"
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 MODELS = ("Model 1", "Model 2", "Model 3")
@@ -112,6 +113,56 @@ _POINTS = (
 )
 
 
+#: The closed-form lines that the READMEs show beside the networks.
+_LINES = ("pPCA, q = 20, sigma^2 = 1/2", "pPCA, q = 256, ML sigma", "full covariance")
+
+
+def cifar10(kept: Path, language: str) -> str:
+    """The claims with their verdicts, and a row for each network and some closed-form lines, from what is kept in a folder."""
+    words = WORDS[language]
+    measures, evaluations, checked = (
+        json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("measures", "evaluations", "verification")
+    )
+    rows = [_network(words[name], evaluations[name], words) for name in _NETWORKS if name in evaluations]
+    lines = {line["name"]: line for line in measures["linear"]["dequantized"]}
+    rows += [_line(words[name], lines[name]) for name in _LINES]
+    verdicts = [f"{c['number']}. {words[c['verdict']]}: {words['claim%d' % c['number']]}" for c in measures["claims"]]
+    first = next(iter(evaluations.values()))
+    caption = (
+        words["cifar10"]
+        .strip()
+        .format(n=first["psnr"]["n"], epochs=measures["epochs"], samples=first["elbo"]["samples"])
+    )
+    time = words["cifar10_time"].format(minutes=checked["seconds"] / 60, machine=CHAPTERS["cifar10"].machine)
+    return "\n\n".join(["\n".join(verdicts), caption, _table(words["cifar10_columns"], rows), time])
+
+
+#: Runs in the order of the story.
+_NETWORKS = ("c1", "c2", "c3", "c4", "c5-leaky", "c5-asymmetric", "c2-optimal", "c4-optimal", "c5-leaky-optimal")
+
+
+def _network(title: str, evaluation: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    active = evaluation["active_units"]
+    cells = [
+        words["of"].format(value=active["value"], of=active["of"]),
+        _pm(evaluation["kl"], 1),
+        _pm(evaluation["bits_per_dim"], 4),
+        _pm(evaluation["bits_per_dim_calibrated"], 4),
+        _pm(evaluation["psnr"], 2),
+        _pm(evaluation["ssim"], 3),
+    ]
+    return f"| {title} | {' | '.join(cells)} |"
+
+
+def _line(title: str, line: Mapping[str, Any]) -> str:
+    active = "-" if line["active"] is None else str(line["active"])
+    kl = "-" if line["kl"] is None else f"{line['kl']:.1f}"
+    psnr = "-" if line["psnr"] is None else f"{line['psnr']:.2f}"
+    bits = _pm({"value": line["bits_per_dim"], "se": line["bits_se"]}, 4)
+    return f"| {title} | {active} | {kl} | {bits} | - | {psnr} | - |"
+
+
 def _caption(evaluation: Mapping[str, Any], words: Mapping[str, str]) -> str:
     about, log_p = evaluation["about"], evaluation["log_p"]
     unit = evaluation["elbo"]["unit"]
@@ -192,6 +243,8 @@ def rewritten(text: str, language: str, chapter: Path) -> str:
     if MEASURES.is_file():
         measures = json.loads(MEASURES.read_text(encoding="utf-8"))
         blocks["autoencoders"] = lambda: autoencoders(measures, language)
+    if (CIFAR10 / "measures.json").is_file():
+        blocks["cifar10"] = lambda: cifar10(CIFAR10, language)
     for name, content in blocks.items():
         text = replace_block(text, name, content())
     return text
