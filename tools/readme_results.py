@@ -127,7 +127,8 @@ def cifar10(kept: Path, language: str) -> str:
     rows = [_network(words[name], evaluations[name], words) for name in _NETWORKS if name in evaluations]
     lines = {line["name"]: line for line in measures["linear"]["dequantized"]}
     rows += [_line(words[name], lines[name]) for name in _LINES]
-    verdicts = [f"{c['number']}. {words[c['verdict']]}: {words['claim%d' % c['number']]}" for c in measures["claims"]]
+    numbered = [(claim["number"], claim["verdict"]) for claim in measures["claims"]]
+    verdicts = [f"{number}. {words[verdict]}: {words[f'claim{number}']}" for number, verdict in numbered]
     first = next(iter(evaluations.values()))
     caption = (
         words["cifar10"]
