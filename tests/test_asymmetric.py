@@ -137,7 +137,7 @@ SMALL = [
     "model.encoder.width=16",
     "model.decoder.width=16",
     "model.latent=4",
-    "train.epochs=30",
+    "train.epochs=15",
     "train.batch=20",
     "train.lr=0.005",
 ]

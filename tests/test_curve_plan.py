@@ -72,7 +72,6 @@ def test_a_shortened_curve_is_said_to_be_one(run, monkeypatch):
     assert chosen["about"]["curve"] == {"largest_k": 3, "images": 30, "shortened": False}
     none = evaluate(trained, Settings(k=5, elbo_samples=2, curve_images=0, probes=False), data=dataset)
     assert none["about"]["curve"] is None and "log_p_curve" not in none
-    write_run_report(trained)
 
 
 def test_a_k_below_one_is_still_refused(run):
