@@ -358,7 +358,7 @@ def test_every_preset_trains_two_steps_is_evaluated_and_reported(preset, tmp_pat
 
 
 def measured_of_images(config: RunConfig, dataset: Dataset, bounded: bool) -> set[str]:
-    """PSNR of images of levels, SSIM where its window fits, bits/dim of what is normalised, calibrated where there is one sigma."""
+    """PSNR of images of levels, SSIM where its window fits, bits/dim of what is normalised, calibrated where sigma is one."""
     if len(dataset.spec.shape) < 3:
         return set()
     kind = registry.get("likelihood", config.model.likelihood.name)
