@@ -61,7 +61,7 @@ def spectrum(eigenvalues: Sequence[float], lines: Sequence[Mark], points: Sequen
     _points(axes, placed)
     lowest = min([*(p.y for p in points), *(line.y for line in lines), positive[0]])
     axes.set_xlim(_NONE * 0.85, 1.25 * len(positive))
-    axes.set_ylim(max(positive[-1], lowest / 30), 1.8 * max(positive[0], *(line.y for line in lines)))
+    axes.set_ylim(min(lowest / 3, max(positive[-1], lowest / 30)), 1.8 * max(positive[0], *(line.y for line in lines)))
     _plain(axes)
     curve = [(float(rank), value) for rank, value in enumerate(positive, 1)]
     _label(figure, axes, placed, _thinned(curve, 80), [line.y for line in lines])

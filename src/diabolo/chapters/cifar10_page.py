@@ -125,7 +125,7 @@ class _Page:
             "lines": {key: table.lines(self.linear[key]) for key in ("dequantized", "grid")},
             "line_n": f"{self.linear['grid'][0]['n']:,}" if self.linear["grid"] else "0",
             "distance": words.distance(found),
-            "facts": self.facts(self.readings, say("see the columns"), self._n()),
+            "facts": self.facts(self.readings, say("nats/image"), self._n()),
         }
 
     # ------------------------------------------------------------------------------------------------ captions

@@ -41,12 +41,15 @@ OTHERS = (
     ),
     (
         say(
-            "RAE-L2, a plain autoencoder with a penalty on codes and weights: FID 74.16 of samples, where the VAE "
-            "beside it has 106.37. Its cost: a mixture of ten Gaussians, fitted to the codes after training."
+            "RAE-L2, a plain autoencoder with a penalty on its codes and its decoder's weights: FID 74.16 of samples, "
+            "where the VAE beside it has 106.37. Its cost: a mixture of ten Gaussians, fitted to the codes afterwards."
         ),
         "arXiv:1903.12436",
     ),
 )
+
+
+PLANS = {"quick": say("quick"), "normal": say("normal"), "full": say("full"), "smoke": say("smoke")}
 
 
 def _arrow(one: str, other: str) -> str:
@@ -216,9 +219,9 @@ def plan_told(found: Found, plan: str, missing: Sequence[str]) -> str | None:
     if not missing:
         return None
     return say(
-        "This is the plan {plan} of the chapter, with {epochs}. It leaves out: {names}. Figures and numbers that need "
+        "This is the {plan} plan of the chapter, with {epochs}. It leaves out: {names}. Figures and numbers that need "
         "them are left out too, and each place says so.",
-        plan=f'"{plan}"',
+        plan=PLANS.get(plan, plan),
         epochs=epochs(found),
         names=joined("{before}; {after}", [NAMES[name] for name in missing]),
     )
