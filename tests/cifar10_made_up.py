@@ -32,7 +32,6 @@ RUNS = {
     "c4-optimal-permuted": ("conv", 32, 256, 150, 0.12, 45.0, 260.0),
 }
 QUICK = ("c1", "c2", "c4", "c4-optimal")
-NORMAL = tuple(name for name in RUNS if "seed" not in name and "permuted" not in name)
 
 
 def nats(sse, variance):
@@ -149,7 +148,7 @@ def make_pictures(name, n=64):
     return Pictures(real, rebuilt, generated)
 
 
-def make_measured(names, plan="normal", epochs=5, n=16):
+def make_measured(names, plan="normal", epochs=5, n=8):
     pictures = {name: make_pictures(name, n) for name in names}
     originals = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(1))
     strip = (originals, {name: pictures[name].reconstructed[:8] for name in names})

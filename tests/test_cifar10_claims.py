@@ -146,7 +146,11 @@ def test_the_room_of_a_fourth_seed_is_five_of_its_standard_deviations():
 
 
 def test_claims_can_be_said_in_chinese():
-    for found in (numbers(), {**numbers(), "runs": {}, "paired": {}}, changed(("runs", "c4", "bits_per_dim"), entry(7.9))):
+    for found in (
+        numbers(),
+        {**numbers(), "runs": {}, "paired": {}},
+        changed(("runs", "c4", "bits_per_dim"), entry(7.9)),
+    ):
         for claim in claims(found):
             for text in (claim.title, claim.statement, claim.rule, claim.sentence, *(f.label for f in claim.figures)):
                 assert shown(text, "zh") != text

@@ -14,7 +14,12 @@ from diabolo import plots, plots_rd
 from diabolo.plots_rd import Contours, Mark, iso_psnr
 
 EIGENVALUES = [50 / rank**1.3 for rank in range(1, 301)]
-RUNS = [Mark("one", 25.0, 17.0, 0), Mark("two", 26.0, 17.1, 1), Mark("three", 330.0, 21.0, 2), Mark("p", 200.0, 22.0, 0, True)]
+RUNS = [
+    Mark("one", 25.0, 17.0, 0),
+    Mark("two", 26.0, 17.1, 1),
+    Mark("three", 330.0, 21.0, 2),
+    Mark("p", 200.0, 22.0, 0, True),
+]
 CURVE = ([10.0, 100.0, 200.0, 400.0], [15.0, 20.0, 22.5, 25.5])
 
 

@@ -153,7 +153,6 @@ def why(found: Found) -> list[str]:
 
 def reading(found: Found) -> list[str]:
     """Which numbers may be compared with which, one line each."""
-    first = next(iter(found["runs"].values()))
     return [
         say(
             "Bits/dim is what a lossless code would spend on one pixel value; lower is better, and {uniform} is what "
@@ -174,18 +173,28 @@ def reading(found: Found) -> list[str]:
             "SSE and the plane of rate and distortion draw z from q(z|x); PSNR, SSIM and all pictures of "
             "reconstructions take z = \u03bc. PSNR is that of the mean error over all pixels of all images."
         ),
-        say(
-            "L_K is the importance-weighted bound with K = {k} on {n} images. It is called log p(x) only where the "
-            "median effective sample size (ESS) exceeds 10; elsewhere a few draws carry it, and it is a bound.",
-            k=f"{first['log_p']['k']:,}",
-            n=f"{first['log_p']['n']:,}",
-        ),
+        *_estimates(found),
         say(
             "Errors are one standard error over images. Each row is one training run: another seed would differ by "
             "more. All runs were trained for {epochs}, which is short: compare them with one another, not with a "
             "network trained to the end.",
             epochs=epochs(found),
         ),
+    ]
+
+
+def _estimates(found: Found) -> list[str]:
+    """What L_K is, where it was measured."""
+    measured = next((row["log_p"] for row in found["runs"].values() if "log_p" in row), None)
+    if measured is None:
+        return [say("L_K, the importance-weighted bound, was not measured here.")]
+    return [
+        say(
+            "L_K is the importance-weighted bound with K = {k} on {n} images. It is called log p(x) only where the median "
+            "effective sample size (ESS) exceeds 10; elsewhere a few draws carry it, and it is a bound.",
+            k=f"{measured['k']:,}",
+            n=f"{measured['n']:,}",
+        )
     ]
 
 
