@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter
-from matplotlib.transforms import Bbox
 
 from diabolo.language import say
 from diabolo.plots import INK, MARKERS, _axes, colour
@@ -61,7 +61,7 @@ def spectrum(eigenvalues: Sequence[float], lines: Sequence[Mark], points: Sequen
     _points(axes, placed)
     lowest = min([*(p.y for p in points), *(line.y for line in lines), positive[0]])
     axes.set_xlim(_NONE * 0.85, 1.25 * len(positive))
-    axes.set_ylim(max(positive[-1], lowest / 30), 1.8 * max(positive[0], *(line.y for line in lines)))
+    axes.set_ylim(min(lowest / 3, max(positive[-1], lowest / 30)), 1.8 * max(positive[0], *(line.y for line in lines)))
     _plain(axes)
     curve = [(float(rank), value) for rank, value in enumerate(positive, 1)]
     _label(figure, axes, placed, _thinned(curve, 80), [line.y for line in lines])
@@ -176,27 +176,28 @@ def _label(
     """Put each mark's name at the nearest place where it hides neither a mark, nor a name, nor one of the `avoided` points, nor
     the horizontal lines at these heights."""
     figure.draw_without_rendering()  # settles the layout
-    inside = axes.get_window_extent()
+    inside = np.asarray(axes.get_window_extent().extents)
     taken = [_around(axes, m.x, m.y, 3 if m.small else 6) for m in marks]
-    taken += [_across(axes, inside, y) for y in heights]
     taken += [_around(axes, x, y, 1) for x, y in avoided]
+    taken += [_across(axes, inside, y) for y in heights]
     for m in sorted(marks, key=lambda m: m.small):
         if m.name:
-            taken.append(_named(axes, m, inside, taken))
+            taken.append(_named(axes, m, inside, np.stack(taken)))
 
 
-def _across(axes: Axes, inside: Bbox, y: float) -> Bbox:
-    up = float(axes.transData.transform((1.0, y))[1])
-    return Bbox.from_extents(inside.x0, up - 1, inside.x1, up + 1)
-
-
-def _around(axes: Axes, x: float, y: float, points: float) -> Bbox:
-    across, up = axes.transData.transform((x, y))
+def _around(axes: Axes, x: float, y: float, points: float) -> np.ndarray:
+    """The box (left, bottom, right, top), in pixels of the figure, of so many points around a place."""
+    at = axes.transData.transform((x, y))
     half = points * axes.figure.dpi / 72
-    return Bbox.from_extents(across - half, up - half, across + half, up + half)
+    return np.concatenate([at - half, at + half])
 
 
-def _named(axes: Axes, mark: Mark, inside: Bbox, taken: Sequence[Bbox]) -> Bbox:
+def _across(axes: Axes, inside: np.ndarray, y: float) -> np.ndarray:
+    up = float(axes.transData.transform((1.0, y))[1])
+    return np.array([inside[0], up - 1, inside[2], up + 1])
+
+
+def _named(axes: Axes, mark: Mark, inside: np.ndarray, taken: np.ndarray) -> np.ndarray:
     """Write the name at the first place that is free, or else where it hides least; the box that it fills."""
     size = 9 if mark.small else 10
     text = axes.annotate(
@@ -205,7 +206,7 @@ def _named(axes: Axes, mark: Mark, inside: Bbox, taken: Sequence[Bbox]) -> Bbox:
     costs = []
     for place in _PLACES:
         box = _moved(text, place)
-        costs.append(sum(_common(box, other) for other in taken) + 9 * (_area(box) - _common(box, inside)))
+        costs.append(_common(box, taken).sum() + 9 * (_common(box, box) - _common(box, inside)))
         if costs[-1] == 0:
             break
     best = min(range(len(costs)), key=costs.__getitem__)
@@ -220,18 +221,15 @@ def _named(axes: Axes, mark: Mark, inside: Bbox, taken: Sequence[Bbox]) -> Bbox:
     return _moved(text, _PLACES[best])
 
 
-def _moved(text: Annotation, place: Place) -> Bbox:
+def _moved(text: Annotation, place: Place) -> np.ndarray:
+    """Write the name at a place; the box that it fills there, with a little air around it."""
     x, y, side = place
     text.set_position((x, y))
     text.set_horizontalalignment(side)
-    return text.get_window_extent().padded(3)
+    return np.asarray(text.get_window_extent().padded(3).extents)
 
 
-def _area(box: Bbox) -> float:
-    return float(box.width * box.height)
-
-
-def _common(one: Bbox, other: Bbox) -> float:
-    """The area that two boxes share."""
-    shared = Bbox.intersection(one, other)
-    return 0.0 if shared is None else _area(shared)
+def _common(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The area that a box (4,) shares with others (..., 4)."""
+    sides = np.minimum(box[2:], others[..., 2:]) - np.maximum(box[:2], others[..., :2])
+    return np.asarray(np.prod(sides.clip(min=0), axis=-1))

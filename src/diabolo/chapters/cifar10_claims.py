@@ -218,7 +218,9 @@ def _objective_of_pca(numbers: Numbers) -> dict[str, Any] | None:
 
 def _room(numbers: Numbers, count: int, made: Mapping[str, Any]) -> Figure:
     largest = max((run["active_units"]["of"] for run in made.values()), default=0)
-    label = say("eigenvalues of the covariance above 1/2, of {total}", total=f"{numbers['dimensions']:,}")
+    label = say(
+        "eigenvalues of the covariance above \u03c3\u00b2 = 1/2, of {total}", total=f"{numbers['dimensions']:,}"
+    )
     return Figure(label, f"{count}", count < largest if made else None)
 
 

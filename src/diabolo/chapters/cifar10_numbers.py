@@ -16,19 +16,18 @@ from diabolo.tables import Reading, paired
 
 Entry = dict[str, Any]
 
-#: What the chapter's table needs of every evaluation.
+#: What the chapter's table needs of every evaluation, and what it shows where it was measured.
 REQUIRED = (
     "elbo",
     "kl",
     "mse_mean",
     "mse_sample",
-    "log_p",
     "active_units",
     "psnr",
-    "ssim",
     "bits_per_dim",
     "bits_per_dim_calibrated",
 )
+OPTIONAL = ("log_p", "ssim")
 #: Pairs of runs that differ in one thing: what it is measured on, and the two runs.
 PAIRS = {
     "c2": ("c2", "c2-optimal"),
@@ -76,7 +75,7 @@ def _row(reading: Reading) -> Entry:
     e, size = reading.evaluation, dimensions(reading)
     sse = size * reading.per_image["mse_sample"].double()
     return {
-        **{name: dict(e[name]) for name in REQUIRED},
+        **{name: dict(e[name]) for name in (*REQUIRED, *OPTIONAL) if name in e},
         "sse": _entry(sse),
         "article": _entry(-(sse + reading.per_image["kl"].double())),
         "psnr_drawn": psnr(e["mse_sample"]["value"]),
@@ -164,8 +163,13 @@ def _distance(found: Mapping[str, Any]) -> Entry | None:
 
 def best(found: Mapping[str, Any]) -> str:
     """The run with the fewest bits per dimension after calibration, of those on pixels in their own order."""
-    rows = {name: row for name, row in found["runs"].items() if not name.endswith("-permuted") and name != CONTROL}
-    return min(rows, key=lambda name: float(rows[name]["bits_per_dim_calibrated"]["value"]))
+    runs: Mapping[str, Any] = found["runs"]
+    bits = {
+        name: float(row["bits_per_dim_calibrated"]["value"])
+        for name, row in runs.items()
+        if not name.endswith("-permuted") and (name != CONTROL or len(runs) == 1)
+    }
+    return min(bits, key=lambda name: bits[name])
 
 
 def in_order(names: Sequence[str]) -> list[str]:

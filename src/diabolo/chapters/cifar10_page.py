@@ -5,6 +5,7 @@ A figure whose run was not made is left out, and the page says so in its place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -120,12 +121,11 @@ class _Page:
             "strip": self._strip(),
             "spectrum": self._spectrum(),
             "plane": self._plane(),
-            "columns": table.COLUMNS,
             "groups": table.groups(found, {name: r.config for name, r in self.readings.items()}),
             "lines": {key: table.lines(self.linear[key]) for key in ("dequantized", "grid")},
             "line_n": f"{self.linear['grid'][0]['n']:,}" if self.linear["grid"] else "0",
             "distance": words.distance(found),
-            "facts": self.facts(self.readings, say("see the columns"), self._n()),
+            "facts": self.facts(self.readings, say("nats/image"), self._n()),
         }
 
     # ------------------------------------------------------------------------------------------------ captions
@@ -288,7 +288,7 @@ class _Page:
 
 def _likelihoods(chosen: Sequence[Reading]) -> str:
     """Each likelihood once, with the range of its sigma."""
-    told = []
+    told: list[str] = []
     for name in _once([r.about["likelihood"] for r in chosen]):
         sigmas = [
             r.about["sigma"] for r in chosen if r.about["likelihood"] == name and r.about.get("sigma") is not None
@@ -317,4 +317,5 @@ def _strip_row(title: str, images: Tensor) -> Panel:
 def _with_noise(images: Tensor, seed: int) -> Tensor:
     """A draw from Normal(images, 1/2), cut to [0, 1]: what the article's likelihood says an image looks like."""
     generator = torch.Generator().manual_seed(seed)
-    return (images + VARIANCE**0.5 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+    noise = torch.randn(images.shape, generator=generator)
+    return (images + math.sqrt(VARIANCE) * noise).clamp(0, 1)

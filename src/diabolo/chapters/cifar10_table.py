@@ -30,14 +30,14 @@ _NETWORKS = {"mlp": "MLP", "conv": "ConvVAE"}
 
 @dataclass(frozen=True)
 class Row:
-    """A run in the table: its place in the group (0: not ranked), its name, its network, its cells."""
+    """A run in the table: its place in the group, its name, its network, its cells."""
 
     place: int
     name: str
     title: str
     described: str
     control: bool
-    cells: Sequence[Cell]
+    cells: Sequence[Cell | None]  # None: not measured
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class Group:
 
     family: str
     permuted: bool
+    columns: Mapping[str, tuple[str, str, int]]
     rows: Sequence[Row]
-    k: str
-    images: str
 
 
 def groups(found: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> list[Group]:
@@ -59,9 +58,13 @@ def groups(found: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -
     for permuted, family in keys:
         names = [name for name, row in runs.items() if _key(name, row) == (permuted, family)]
         names.sort(key=lambda name: float(runs[name]["bits_per_dim_calibrated"]["value"]))
-        rows = [_row(place, name, runs[name], configs[name]) for place, name in enumerate(names, 1)]
-        first = runs[names[0]]["log_p"]
-        made.append(Group(family, permuted, rows, f"{first['k']:,}", f"{first['n']:,}"))
+        columns = {metric: head for metric, head in COLUMNS.items() if any(metric in runs[name] for name in names)}
+        if "log_p" in columns:
+            measured = next(runs[name]["log_p"] for name in names if "log_p" in runs[name])
+            unit = say("K = {k}, n = {n}", k=f"{measured['k']:,}", n=f"{measured['n']:,}")
+            columns["log_p"] = (COLUMNS["log_p"][0], unit, COLUMNS["log_p"][2])
+        rows = [_row(place, name, runs[name], configs[name], columns) for place, name in enumerate(names, 1)]
+        made.append(Group(family, permuted, columns, rows))
     return made
 
 
@@ -69,8 +72,8 @@ def _key(name: str, row: Mapping[str, Any]) -> tuple[bool, str]:
     return name.endswith("-permuted"), row["family"]
 
 
-def _row(place: int, name: str, row: Mapping[str, Any], config: Mapping[str, Any]) -> Row:
-    cells = [_cell(name, metric, row) for metric in COLUMNS]
+def _row(place: int, name: str, row: Mapping[str, Any], config: Mapping[str, Any], columns: Mapping[str, Any]) -> Row:
+    cells = [_cell(name, metric, row) if metric in row else None for metric in columns]
     return Row(place, name, NAMES[name], described(row, config), name == CONTROL, cells)
 
 

@@ -41,12 +41,15 @@ OTHERS = (
     ),
     (
         say(
-            "RAE-L2, a plain autoencoder with a penalty on codes and weights: FID 74.16 of samples, where the VAE "
-            "beside it has 106.37. Its cost: a mixture of ten Gaussians, fitted to the codes after training."
+            "RAE-L2, a plain autoencoder with a penalty on its codes and its decoder's weights: FID 74.16 of samples, "
+            "where the VAE beside it has 106.37. Its cost: a mixture of ten Gaussians, fitted to the codes afterwards."
         ),
         "arXiv:1903.12436",
     ),
 )
+
+
+PLANS = {"quick": say("quick"), "normal": say("normal"), "full": say("full"), "smoke": say("smoke")}
 
 
 def _arrow(one: str, other: str) -> str:
@@ -150,7 +153,6 @@ def why(found: Found) -> list[str]:
 
 def reading(found: Found) -> list[str]:
     """Which numbers may be compared with which, one line each."""
-    first = next(iter(found["runs"].values()))
     return [
         say(
             "Bits/dim is what a lossless code would spend on one pixel value; lower is better, and {uniform} is what "
@@ -171,18 +173,28 @@ def reading(found: Found) -> list[str]:
             "SSE and the plane of rate and distortion draw z from q(z|x); PSNR, SSIM and all pictures of "
             "reconstructions take z = \u03bc. PSNR is that of the mean error over all pixels of all images."
         ),
-        say(
-            "L_K is the importance-weighted bound with K = {k} on {n} images. It is called log p(x) only where the "
-            "median effective sample size (ESS) exceeds 10; elsewhere a few draws carry it, and it is a bound.",
-            k=f"{first['log_p']['k']:,}",
-            n=f"{first['log_p']['n']:,}",
-        ),
+        *_estimates(found),
         say(
             "Errors are one standard error over images. Each row is one training run: another seed would differ by "
             "more. All runs were trained for {epochs}, which is short: compare them with one another, not with a "
             "network trained to the end.",
             epochs=epochs(found),
         ),
+    ]
+
+
+def _estimates(found: Found) -> list[str]:
+    """What L_K is, where it was measured."""
+    measured = next((row["log_p"] for row in found["runs"].values() if "log_p" in row), None)
+    if measured is None:
+        return [say("L_K, the importance-weighted bound, was not measured here.")]
+    return [
+        say(
+            "L_K is the importance-weighted bound with K = {k} on {n} images. It is called log p(x) only where the median "
+            "effective sample size (ESS) exceeds 10; elsewhere a few draws carry it, and it is a bound.",
+            k=f"{measured['k']:,}",
+            n=f"{measured['n']:,}",
+        )
     ]
 
 
@@ -216,9 +228,9 @@ def plan_told(found: Found, plan: str, missing: Sequence[str]) -> str | None:
     if not missing:
         return None
     return say(
-        "This is the plan {plan} of the chapter, with {epochs}. It leaves out: {names}. Figures and numbers that need "
+        "This is the {plan} plan of the chapter, with {epochs}. It leaves out: {names}. Figures and numbers that need "
         "them are left out too, and each place says so.",
-        plan=f'"{plan}"',
+        plan=PLANS.get(plan, plan),
         epochs=epochs(found),
         names=joined("{before}; {after}", [NAMES[name] for name in missing]),
     )
