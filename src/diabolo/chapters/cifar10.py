@@ -14,7 +14,7 @@ from diabolo import data as data_module
 from diabolo import runs, workers
 from diabolo.chapters import parts
 from diabolo.chapters.cifar10_measures import measure
-from diabolo.chapters.cifar10_page import write_page
+from diabolo.chapters.cifar10_page import verdicts, write_page
 from diabolo.config import RunConfig, resolve
 from diabolo.data import Access
 from diabolo.evaluation import Settings
@@ -101,6 +101,7 @@ def reproduce(
         return parts.Result(report, everything, reused, time.monotonic() - began)
     found = measure(made, dataset, progress)
     found.numbers |= {"plan": plan, "epochs": chosen.epochs}
+    found.numbers["claims"] = verdicts(made, found)
     runs.write_json(out / "measures.json", found.numbers)
     write_page(report, made, found, {**parts.stages_of(everything), **found.seconds}, lang)
     runs.write_json(out / "report.json", {"fingerprint": fingerprint})

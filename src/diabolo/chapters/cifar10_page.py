@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,9 +69,22 @@ def write_page(
         DataError: if a run has no evaluation, or one without the metrics of the table.
         UsageError: if `out` cannot be written, or there is no such language.
     """
-    readings = {name: tables.read(made[name], NAMES[name], gathering.REQUIRED) for name in gathering.in_order([*made])}
+    readings = _readings(made)
     page = _Page(readings, measured)
     return write_template("cifar10.html.j2", out, lang, **page.values(), **_record(readings, stages))
+
+
+def verdicts(made: Mapping[str, Run], measured: Measured) -> list[dict[str, Any]]:
+    """The claims with their verdicts and figures as plain JSON.
+
+    Raises:
+        DataError: if a run has no evaluation, or one without the metrics of the table.
+    """
+    return [asdict(claim) for claim in claims(_Page(_readings(made), measured).found)]
+
+
+def _readings(made: Mapping[str, Run]) -> dict[str, Reading]:
+    return {name: tables.read(made[name], NAMES[name], gathering.REQUIRED) for name in gathering.in_order([*made])}
 
 
 def _record(readings: Mapping[str, Reading], stages: Mapping[str, float]) -> dict[str, Any]:
