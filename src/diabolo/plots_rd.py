@@ -52,7 +52,7 @@ def spectrum(eigenvalues: Sequence[float], lines: Sequence[Mark], points: Sequen
     A linear model uses a latent dimension only for a direction whose variance exceeds sigma^2, so at the optimum its point
     lies on the curve, or on the left of it where it has fewer dimensions.
     """
-    figure, axes = _axes(4.9, 4.2, say("rank of the eigenvalue; active units"), say("eigenvalue; \u03c3\u00b2"))
+    figure, axes = _axes(4.6, 4.0, say("rank of the eigenvalue; active units"), say("eigenvalue; \u03c3\u00b2"))
     positive = [value for value in eigenvalues if value > 0]
     axes.loglog(range(1, len(positive) + 1), positive, color=INK, linewidth=1.8)
     for line in lines:
@@ -105,7 +105,7 @@ def rate_plane(
 
     with b = -ELBO / (D ln 2) + 8 bits per dimension. A model whose sigma is not its best is worse than the line it lies on.
     """
-    figure, axes = _axes(4.9, 4.2, say("rate: KL in nats per image"), say("PSNR in dB at drawn z"))
+    figure, axes = _axes(4.6, 4.0, say("rate: KL in nats per image"), say("PSNR in dB at drawn z"))
     low, high = rates
     shown = [m for m in runs if low <= m.x <= high]
     within = [(r, p) for r, p in zip(*curve) if low <= r <= high]
