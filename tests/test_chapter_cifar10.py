@@ -88,4 +88,5 @@ def test_plans_are_those_that_the_list_names():
     assert set(CHAPTERS["cifar10"].plans) == set(PLANS)
     assert PLANS["quick"].names == QUICK and PLANS["quick"].settings.k == 0 and PLANS["quick"].epochs == 2
     assert (PLANS["normal"].epochs, PLANS["full"].epochs) == (5, 50)
-    assert set(PLANS["full"].names) == {*RUNS, *LOCALITY}
+    assert set(PLANS["full"].names) == set(PLANS["locality"].names) == {*RUNS, *LOCALITY}
+    assert PLANS["locality"].settings == PLANS["normal"].settings, "or finished runs could not be used again"

@@ -1,6 +1,6 @@
 """Run the CIFAR-10 chapter on the real images, check what was known beforehand, and keep what was measured in results/cifar10.
 
-    python tools/verify_cifar.py --out results/cifar10 [--plan normal|full|quick] [--runs runs/reproduce/cifar10]
+    python tools/verify_cifar.py --out results/cifar10 [--plan normal|full|locality|quick] [--runs runs/reproduce/cifar10]
 
 Leaves with 1 if a check fails; the result is written either way. CI never runs this: it needs the 139 MB of CIFAR-10.
 """
@@ -123,7 +123,7 @@ def _commit() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "cifar10")
-    parser.add_argument("--plan", choices=("normal", "full", "quick"), default="normal")
+    parser.add_argument("--plan", choices=("normal", "full", "locality", "quick"), default="normal")
     parser.add_argument("--runs", type=Path)
     given = parser.parse_args()
     runs = given.runs or ROOT / "runs" / ("quick" if given.plan == "quick" else "reproduce") / "cifar10"

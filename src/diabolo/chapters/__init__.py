@@ -47,6 +47,6 @@ CHAPTERS = {
         disk=1_000_000_000,
         seconds=2400.0,
         machine="2 cores, AMD EPYC with AVX-512, no GPU",
-        plans=("normal", "full", "quick", "smoke"),
+        plans=("normal", "full", "locality", "quick", "smoke"),
     ),
 }

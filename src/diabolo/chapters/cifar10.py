@@ -64,6 +64,7 @@ class Plan:
 
 PLANS = {
     "normal": Plan(),
+    "locality": Plan(names=(*RUNS, *LOCALITY)),
     "full": Plan(epochs=50, names=(*RUNS, *LOCALITY)),
     "quick": Plan(epochs=2, names=QUICK, settings=Settings(k=0, elbo_samples=2, curve_k=(), probes=False)),
     "smoke": Plan(epochs=1, names=(*RUNS, *LOCALITY), settings=_SMOKE, overrides=("train.smoke=true",)),

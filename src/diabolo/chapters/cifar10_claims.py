@@ -315,7 +315,7 @@ def _locality(numbers: Numbers) -> Claim:
             "The MLP never knew which pixels are neighbours, so it loses nothing when they are shuffled. The "
             "convolutional network was built on that knowledge, and pays when it is false."
         ),
-        untested=say("It needs runs on permuted pixels and two more seeds, which only the full chapter trains."),
+        untested=say("It needs runs on permuted pixels and two more seeds, which --locality and --full add."),
     )
     return _decided(4, words, _moved(runs) if tested else [], tested)
 

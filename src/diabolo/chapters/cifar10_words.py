@@ -49,7 +49,13 @@ OTHERS = (
 )
 
 
-PLANS = {"quick": say("quick"), "normal": say("normal"), "full": say("full"), "smoke": say("smoke")}
+PLANS = {
+    "quick": say("quick"),
+    "normal": say("normal"),
+    "locality": say("with permuted pixels"),
+    "full": say("full"),
+    "smoke": say("smoke"),
+}
 
 
 def _arrow(one: str, other: str) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from diabolo.chapters.parts import Result
 
 ALL = "all"
+#: Plans whose runs are kept apart from those of a whole chapter.
+APART = ("quick", "smoke")
 
 
 def reproduce(
@@ -31,6 +33,9 @@ def reproduce(
     *,
     full: Annotated[bool, Parameter(help="Everything, trained and measured for longer (much longer).")] = False,
     quick: Annotated[bool, Parameter(help="The main runs only, trained for less; not every chapter has it.")] = False,
+    locality: Annotated[
+        bool, Parameter(help="Of cifar10: also with permuted pixels and two more seeds: what do neighbours matter?")
+    ] = False,
     smoke: Annotated[bool, Parameter(help="One epoch and small K: does everything run? Numbers mean nothing.")] = False,
     out: Annotated[
         Path | None,
@@ -46,11 +51,11 @@ def reproduce(
         return _listed(as_json)
     if chapter not in {*CHAPTERS, ALL}:
         raise UsageError(f"unknown chapter {chapter!r}", did_you_mean(chapter, sorted({*CHAPTERS, ALL})))
-    plan = _plan(full=full, quick=quick, smoke=smoke)
+    plan = _plan(full=full, quick=quick, locality=locality, smoke=smoke)
     chosen = list(CHAPTERS.values()) if chapter == ALL else [CHAPTERS[chapter]]
     _refuse_missing(plan, chosen)
     language.check(lang)
-    folder = out or Path("runs") / ("reproduce" if plan in {"normal", "full"} else plan)
+    folder = out or Path("runs") / (plan if plan in APART else "reproduce")
     results = {
         about.name: _made(about, plan, out if out and chapter != ALL else folder / about.name, device, lang, options)
         for about in chosen
