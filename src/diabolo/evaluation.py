@@ -60,7 +60,8 @@ class Settings:
     """How a run is measured. `k` draws for log p(x) (0: it is not estimated) on `images` stratified images (0, or more than
     there are: all), `elbo_samples` draws for the
     bound on every image, the curve of log p against `curve_k` on `curve_images` of them (None: K up to 5,000, less for large
-    images, as `CURVE_VALUES` allows); `probes` fits classifiers."""
+    images, as `CURVE_VALUES` allows); `probes` fits classifiers; the sigma of a calibrated Gaussian is set on `calibration`
+    training images (0, or more than there are: all)."""
 
     split: str = "test"
     k: int = 1000
@@ -69,6 +70,7 @@ class Settings:
     curve_k: tuple[int, ...] | None = None
     curve_images: int = 100
     probes: bool = True
+    calibration: int = 10_000
     seed: int = 0
 
 
@@ -164,7 +166,7 @@ def evaluation_source_hash() -> str:
 
 
 def _check(settings: Settings) -> None:
-    for name, least in (("k", 0), ("images", 0), ("elbo_samples", 2), ("curve_images", 0)):
+    for name, least in (("k", 0), ("images", 0), ("elbo_samples", 2), ("curve_images", 0), ("calibration", 0)):
         if getattr(settings, name) < least:
             raise UsageError(f"{name}={getattr(settings, name)} is refused", f"It must be at least {least}.")
     if any(k < 1 for k in settings.curve_k or ()):
@@ -290,15 +292,17 @@ def _calibration(
     if model.likelihood.family != "gaussian" or getattr(model.likelihood, "sigma", None) is None:
         return {}
     loader, seed, total = Loader(dataset, "train", device), fold(settings.seed, "calibration"), 0.0
-    progress.start("sigma on train", len(loader))
-    for batch in loader.ordered(BATCH):
+    count = min(settings.calibration or len(loader), len(loader))
+    chosen = stratified(dataset.train.labels, len(loader), count, fold(seed, "images"))
+    progress.start("sigma on train", count)
+    for batch in loader.ordered(BATCH, indices=chosen):
         index = batch.index.tolist()
         x = dequantized(batch.x, index, fold(seed, "dequantize"))
         error = mean_squared_error(keyed_inference(model, x, index, 1, seed).likelihood, x)
         total += float64(error).sum().item()
         progress.advance(len(index))
     progress.finish()
-    return {"train_variance": total / len(loader), "train_examples": len(loader)}
+    return {"train_variance": total / count, "train_examples": count}
 
 
 def _importance(
