@@ -154,6 +154,8 @@ LEFT = {
         "Hornik",
         "explain",
         "RUN",
+        "full",
+        "locality",
     ),
     *("test_family", "test_a_linear_autoencoder_reaches_the_subspace_of_pca"),
 }
