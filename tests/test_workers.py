@@ -211,6 +211,15 @@ def test_the_most_serious_exit_code_is_that_of_all():
     assert code(77) == 1
 
 
+def test_an_error_that_several_jobs_met_is_told_once():
+    failures = [Failure(Path(name), what, "why\nand how", "remedy", 2) for name, what in zip("abc", "xyx")]
+    told = str(FailedJobs(failures, 4)).splitlines()
+    assert told == [
+        *("3 of 4 runs failed", "a, c: x", "  why", "  and how", "  remedy", "b: y", "  why", "  and how", "  remedy"),
+        "Once this is mended, the same command goes on. 1 are finished and will be used again.",
+    ]
+
+
 def test_as_many_processes_as_this_one_may_use(monkeypatch):
     monkeypatch.setattr(os, "process_cpu_count", lambda: 7, raising=False)
     assert workers.cores() == 7
