@@ -257,9 +257,9 @@ def test_an_import_that_fails_is_told(own, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ signals and kills
-#: Two of 400 steps in 4 epochs, and a short one.
+#: Two of 200 steps in 2 epochs, and a short one.
 LONG = {
-    **{name: small("data.examples=3200", f"seed={seed}", epochs=4) for seed, name in enumerate("ab")},
+    **{name: small("data.examples=3200", f"seed={seed}") for seed, name in enumerate("ab")},
     "c": small("seed=2"),
 }
 #: A module that makes a training of so few steps last some seconds, in the processes that import it.
@@ -270,7 +270,7 @@ from diabolo.training import Trainer
 take_step = Trainer._take_step
 
 def slowly(trainer, x, y):
-    time.sleep(0.02)
+    time.sleep(0.05)
     take_step(trainer, x, y)
 
 Trainer._take_step = slowly
@@ -312,20 +312,20 @@ def test_signals_and_a_kill_of_the_parent_lose_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slow_steps.py").write_text(SLOW, encoding="utf-8")
     begun = [tmp_path / name for name in "ab"]
-    act = raise_once(signal.SIGINT, lambda heard: all(logged(run) > 20 for run in begun))
+    act = raise_once(signal.SIGINT, lambda heard: all(logged(run) > 8 for run in begun))
     with pytest.raises(InterruptedJobs, match="The same command goes on") as error:
         workers.run(jobs_in(tmp_path), processes=2, device="cpu", progress=Heard(act), imports=("slow_steps",))
     assert error.value.exit_code == 130
     for run in begun:
         status = runs.Run(run).status
-        assert (status["state"], status["exit_code"]) == ("interrupted", 130) and 10 < status["step"] < 400
+        assert (status["state"], status["exit_code"]) == ("interrupted", 130) and 8 < status["step"] < 200
         with locked(run):
             assert runs.states(run), "its process has left, its state is saved"
     assert not (tmp_path / "c").exists(), "nothing is begun once a signal came"
 
     before = [logged(run) for run in begun]
     parent = subprocess.Popen([sys.executable, "-c", _POOL, str(Path(__file__).parent), str(tmp_path)])
-    wait(lambda: all(logged(run) > count + 20 for run, count in zip(begun, before)), parent)
+    wait(lambda: all(logged(run) > count + 8 for run, count in zip(begun, before)), parent)
     parent.kill()
     assert parent.wait() == -signal.SIGKILL
     wait(lambda: all(runs.Run(run).status["exit_code"] == 143 for run in begun))
@@ -334,8 +334,8 @@ def test_signals_and_a_kill_of_the_parent_lose_nothing(tmp_path, monkeypatch):
 
     heard = Heard()
     workers.run(jobs_in(tmp_path), processes=2, device="cpu", progress=heard)
-    assert heard.done == heard.total == 400 + 400 + 10
-    assert sum("going on with 4 epochs" in news for news in heard.news) == 2
+    assert heard.done == heard.total == 200 + 200 + 10
+    assert sum("going on with 2 epochs" in news for news in heard.news) == 2
     for name in "abc":
         assert files(tmp_path / name) == files(straight(tmp_path / "straight" / name, LONG[name])), name
 
