@@ -40,14 +40,14 @@ KNOWN: dict[str, tuple[float, float, float | None, float | None]] = {
 
 
 class Memory(threading.Thread):
-    """The largest memory that a process and its descendants held together, sampled twice a second (Linux; elsewhere 0)."""
+    """The largest memory that a process and its descendants held together, sampled every other second (Linux; elsewhere 0)."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.pid, self.peak, self.over = pid, 0, threading.Event()
 
     def run(self) -> None:
-        while not self.over.wait(0.5):
+        while not self.over.wait(2):
             self.peak = max(self.peak, sum(map(_resident, _family(self.pid))))
 
 
