@@ -132,7 +132,9 @@ def test_every_number_of_the_table_is_that_of_its_evaluation(full, made):
         name, metric, value = cell["data-run"], cell["data-metric"], float(cell["data-value"])
         e, per_image = made[name].evaluation(), made[name].per_image()
         sse = 3072 * per_image["mse_sample"].mean()
-        derived = {"sse": sse, "article": -(sse + per_image["kl"].mean())}
+        spread = torch.linalg.svdvals(per_image["mean"].double() - per_image["mean"].double().mean(0)).square()
+        directions = (spread / (len(per_image["mean"]) - 1) > 0.01).sum()
+        derived = {"sse": sse, "article": -(sse + per_image["kl"].mean()), "directions": directions}
         expected = float(derived[metric]) if metric in derived else e[metric]["value"]
         assert value == pytest.approx(expected, rel=1e-9)
         seen.add((name, metric))
@@ -144,7 +146,7 @@ def test_what_is_printed_is_the_value_with_its_standard_error(full):
     for e in rows:
         digits = cifar10_table.COLUMNS[e.attributes["data-metric"]][2]
         assert e.text.startswith(number(float(e.attributes["data-value"]), digits))
-        assert ("\u00b1" in e.text) == (e.attributes["data-metric"] != "active_units")
+        assert ("\u00b1" in e.text) == (e.attributes["data-metric"] not in {"active_units", "directions"})
 
 
 def test_runs_are_ranked_by_calibrated_bits_inside_their_group_only(full):

@@ -10,8 +10,9 @@ import torch
 
 from cifar10_made_up import linear_numbers
 from diabolo.chapters.cifar10_claims import claims
-from diabolo.chapters.cifar10_numbers import gain
+from diabolo.chapters.cifar10_numbers import _directions, gain
 from diabolo.language import shown
+from diabolo.metrics import ACTIVE_VARIANCE
 from known import SIGMAS
 
 
@@ -24,6 +25,7 @@ def row(article, bits, active, psnr, elbo, of=256):
         "article": entry(article, 0.3),
         "bits_per_dim": entry(bits),
         "active_units": {"value": active, "se": None, "of": of, "n": 10_000},
+        "directions": {"value": active // 2, "se": None, "of": of, "n": 10_000},
         "psnr": entry(psnr, 0.02),
         "elbo": entry(elbo, 10.0),
     }
@@ -172,3 +174,15 @@ def test_the_gain_in_psnr_is_the_difference_and_its_error_that_of_the_bootstrap(
     assert found["se"] == pytest.approx(float(again.std()), rel=SIGMAS * 0.016)
     apart = math.hypot(*(float(decibel(x[drawn].mean(1)).std()) for x in (a, b)))
     assert found["se"] < apart / 2, "what the images share cancels"
+
+
+def test_directions_are_not_multiplied_by_turning_the_code():
+    """Three directions of a code of twelve: turned, every unit is active, and still three directions are."""
+    g = torch.Generator().manual_seed(0)
+    straight = torch.zeros(500, 12, dtype=torch.float64)
+    straight[:, :3] = torch.randn(500, 3, generator=g, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=g, dtype=torch.float64))[0]
+    turned = straight @ turn
+    assert int((turned.var(0) > ACTIVE_VARIANCE).sum()) == 12
+    assert [_directions(code)["value"] for code in (straight, turned)] == [3, 3]
+    assert _directions(straight[:, :1]) == {"value": 1, "se": None, "of": 1, "n": 500}

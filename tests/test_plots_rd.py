@@ -113,4 +113,4 @@ def test_drawings_are_clean_deterministic_and_follow_the_page_s_colour(make):
 
 def test_what_is_said_in_them_can_be_translated():
     assert {"rate: KL in nats per image", "PSNR in dB at drawn z", "bits/dim"} <= set(plots.sentences(plane()))
-    assert {"rank of the eigenvalue; active units"} <= set(plots.sentences(spectrum()))
+    assert {"rank of the eigenvalue; active directions, units"} <= set(plots.sentences(spectrum()))

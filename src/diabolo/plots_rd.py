@@ -47,12 +47,14 @@ class Contours:
 # ------------------------------------------------------------------------------------------------ the spectrum
 def spectrum(eigenvalues: Sequence[float], lines: Sequence[Mark], points: Sequence[Mark]) -> Figure:
     """Draws the covariance's eigenvalues against their rank, a horizontal line at each sigma^2 (y of `lines`), and each model
-    as a point (active units, sigma^2); both axes are logarithmic.
+    as a point (active directions or units, sigma^2); both axes are logarithmic.
 
     A linear model uses a latent dimension only for a direction whose variance exceeds sigma^2, so at the optimum its point
     lies on the curve, or on the left of it where it has fewer dimensions.
     """
-    figure, axes = _axes(4.6, 4.0, say("rank of the eigenvalue; active units"), say("eigenvalue; \u03c3\u00b2"))
+    figure, axes = _axes(
+        4.6, 4.0, say("rank of the eigenvalue; active directions, units"), say("eigenvalue; \u03c3\u00b2")
+    )
     positive = [value for value in eigenvalues if value > 0]
     axes.loglog(range(1, len(positive) + 1), positive, color=INK, linewidth=1.8)
     for line in lines:

@@ -225,7 +225,8 @@ def _room(numbers: Numbers, count: int, made: Mapping[str, Any]) -> Figure:
 
 
 def _used(made: Mapping[str, Any], count: int) -> list[Figure]:
-    return [
+    """Units decide; directions, which a turned code does not multiply, are shown beside them."""
+    units = [
         Figure(
             say("{name}: active units of {total}", name=NAMES[name], total=run["active_units"]["of"]),
             f"{run['active_units']['value']}",
@@ -233,6 +234,15 @@ def _used(made: Mapping[str, Any], count: int) -> list[Figure]:
         )
         for name, run in made.items()
     ]
+    directions = [
+        Figure(
+            say("{name}: active directions, the principal axes of the codes", name=NAMES[name]),
+            f"{run['directions']['value']}",
+            None,
+        )
+        for name, run in made.items()
+    ]
+    return [*units, *directions]
 
 
 def _minus(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,12 +279,19 @@ def _optimum(numbers: Numbers) -> Claim:
 def _pair(numbers: Numbers, base: str, limit: float) -> list[Figure]:
     fixed, optimal = numbers["runs"][base], numbers["runs"][f"{base}-optimal"]
     gain, name = numbers["paired"][base]["psnr"], NAMES[base]
-    units = [run["active_units"]["value"] for run in (fixed, optimal)]
+    units, directions = (
+        [run[metric]["value"] for run in (fixed, optimal)] for metric in ("active_units", "directions")
+    )
     return [
         Figure(
             say("{name}: active units of {total}", name=name, total=optimal["active_units"]["of"]),
             f"{units[0]} \u2192 {units[1]}",
             units[1] > units[0],
+        ),
+        Figure(
+            say("{name}: active directions, the principal axes of the codes", name=name),
+            f"{directions[0]} \u2192 {directions[1]}",
+            None,
         ),
         Figure(
             say("{name}: PSNR in dB at z = \u03bc", name=name),

@@ -114,9 +114,10 @@ def _snow(found: Found) -> Note:
     runs = found["runs"]
     units = [
         say(
-            "{name}: {active} of {total}",
+            "{name}: {active} of {total}, in {directions} directions",
             name=NAMES[name],
             active=runs[name]["active_units"]["value"],
+            directions=runs[name]["directions"]["value"],
             total=runs[name]["active_units"]["of"],
         )
         for name in (*FIXED, "c2-optimal", "c4-optimal")

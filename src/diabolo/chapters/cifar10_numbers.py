@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diabolo.chapters.cifar10_article import CONTROL, NAMES, density_bits
 from diabolo.images_metrics import psnr
-from diabolo.metrics import mean_and_se
+from diabolo.metrics import ACTIVE_VARIANCE, mean_and_se
 from diabolo.report import Pictures
 from diabolo.tables import Reading, paired
 
@@ -77,6 +78,7 @@ def _row(reading: Reading) -> Entry:
     return {
         **{name: dict(e[name]) for name in (*REQUIRED, *OPTIONAL) if name in e},
         "sse": _entry(sse),
+        "directions": _directions(reading.per_image["mean"]),
         "article": _entry(-(sse + reading.per_image["kl"].double())),
         "psnr_drawn": psnr(e["mse_sample"]["value"]),
         "dimensions": size,
@@ -85,6 +87,16 @@ def _row(reading: Reading) -> Entry:
         "likelihood": reading.about["likelihood"],
         "epochs": reading.config["train"]["epochs"],
     }
+
+
+def _directions(mean: Tensor) -> Entry:
+    """How many principal axes of the posterior means (N, d) have a variance above that which makes a unit active.
+
+    Active units are counted along the axes of the code. A network that turns its code spreads one direction over many units, so
+    that nearly all of them pass; along the principal axes each direction counts once.
+    """
+    variances = torch.linalg.eigvalsh(torch.atleast_2d(torch.cov(mean.double().T)))
+    return {"value": int((variances > ACTIVE_VARIANCE).sum()), "se": None, "of": mean.shape[1], "n": mean.shape[0]}
 
 
 def _entry(values: Tensor) -> Entry:

@@ -241,13 +241,17 @@ class _Page:
         if not names:
             return None
         points = [
-            Mark(NAMES[name], runs[name]["active_units"]["value"], runs[name]["sigma"] ** 2, self.series[name])
+            Mark(NAMES[name], runs[name]["directions"]["value"], runs[name]["sigma"] ** 2, self.series[name])
+            for name in names
+        ]
+        units = [
+            Mark("", runs[name]["active_units"]["value"], runs[name]["sigma"] ** 2, self.series[name], small=True)
             for name in names
         ]
         fixed = [m for m in points if abs(m.y - VARIANCE) < 1e-3]
         others = [m for m in points if m not in fixed]
         article = [Mark("", 1, VARIANCE, small=True)] if fixed else []
-        figure = plots_rd.spectrum(self.linear["eigenvalues"], [*article, *others], points)
+        figure = plots_rd.spectrum(self.linear["eigenvalues"], [*article, *others], [*points, *units])
         label = say("Eigenvalues of the training covariance by rank, sigma squared as lines, each network as a point")
         panel = drawing("", "spectrum", label, figure)
         return panel, self.facts(names, say("variance/latent units"), self._n()), self._key(names)

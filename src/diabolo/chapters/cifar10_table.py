@@ -20,6 +20,7 @@ COLUMNS: dict[str, tuple[str, str, int]] = {
     "bits_per_dim_calibrated": (say("Bits/dim, calibrated"), say("\u03c3 set on the training images"), 4),
     "log_p": ("L_K", "", 2),
     "active_units": (say("Active units"), say("of d"), 0),
+    "directions": (say("Active directions"), say("of d"), 0),
     "psnr": ("PSNR", say("dB, z = \u03bc"), 2),
     "ssim": ("SSIM", say("z = \u03bc"), 4),
 }
@@ -116,7 +117,7 @@ def _cell(name: str, metric: str, row: Mapping[str, Any]) -> Cell:
 
 
 def _note(metric: str, source: Mapping[str, Any]) -> str:
-    if metric == "active_units":
+    if metric in {"active_units", "directions"}:
         return say("of {total}", total=source["of"])
     if metric != "log_p":
         return ""

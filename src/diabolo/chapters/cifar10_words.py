@@ -106,12 +106,12 @@ def summary(found: Found) -> list[tuple[str, str, str]]:
                 say("the same network, {epochs} each; lower is better", epochs=epochs(found)),
             ),
             (
-                say("Its PSNR and active units"),
+                say("Its PSNR and active directions"),
                 say("{gain} dB", gain=signed(gain["value"], 1)),
                 say(
-                    "{psnr} dB at z = \u03bc; active units {units}",
+                    "{psnr} dB at z = \u03bc; active directions {directions}",
                     psnr=_change(found, "c4", "psnr", 1),
-                    units=_change(found, "c4", "active_units", 0),
+                    directions=_change(found, "c4", "directions", 0),
                 ),
             ),
         ]
@@ -146,10 +146,11 @@ def why(found: Found) -> list[str]:
         told.append(
             say(
                 "The cure is one number. Let \u03c3 be as large as the errors really are (here {sigma}), and train "
-                "the same network for the same {epochs}: active units {units}, PSNR {psnr} dB, bits/dim {bits}.",
+                "the same network for the same {epochs}: active directions {directions}, PSNR {psnr} dB, bits/dim "
+                "{bits}.",
                 sigma=number(optimal["sigma"], 3),
                 epochs=epochs(found),
-                units=_change(found, "c4", "active_units", 0),
+                directions=_change(found, "c4", "directions", 0),
                 psnr=_change(found, "c4", "psnr", 2),
                 bits=_change(found, "c4", "bits_per_dim", 2),
             )
