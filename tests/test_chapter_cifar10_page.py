@@ -7,6 +7,7 @@ import re
 from itertools import pairwise
 
 import pytest
+import torch
 
 from cifar10_made_up import QUICK, RUNS, make_measured, make_run
 from diabolo.chapters import cifar10_numbers, cifar10_page, cifar10_table, cifar10_words

@@ -124,7 +124,10 @@ def cifar10(kept: Path, language: str) -> str:
         json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("measures", "evaluations", "verification")
     )
-    rows = [_network(words[name], evaluations[name], words) for name in _NETWORKS if name in evaluations]
+    directions = measures["directions"]
+    rows = [
+        _network(words[name], evaluations[name], directions[name], words) for name in _NETWORKS if name in evaluations
+    ]
     lines = {line["name"]: line for line in measures["linear"]["dequantized"]}
     rows += [_line(words[name], lines[name]) for name in _LINES]
     numbered = [(claim["number"], claim["verdict"]) for claim in measures["claims"]]
@@ -143,10 +146,11 @@ def cifar10(kept: Path, language: str) -> str:
 _NETWORKS = ("c1", "c2", "c3", "c4", "c5-leaky", "c5-asymmetric", "c2-optimal", "c4-optimal", "c5-leaky-optimal")
 
 
-def _network(title: str, evaluation: Mapping[str, Any], words: Mapping[str, str]) -> str:
+def _network(title: str, evaluation: Mapping[str, Any], directions: int, words: Mapping[str, str]) -> str:
     active = evaluation["active_units"]
     cells = [
         words["of"].format(value=active["value"], of=active["of"]),
+        str(directions),
         _pm(evaluation["kl"], 1),
         _pm(evaluation["bits_per_dim"], 4),
         _pm(evaluation["bits_per_dim_calibrated"], 4),
@@ -161,7 +165,7 @@ def _line(title: str, line: Mapping[str, Any]) -> str:
     kl = "-" if line["kl"] is None else f"{line['kl']:.1f}"
     psnr = "-" if line["psnr"] is None else f"{line['psnr']:.2f}"
     bits = _pm({"value": line["bits_per_dim"], "se": line["bits_se"]}, 4)
-    return f"| {title} | {active} | {kl} | {bits} | - | {psnr} | - |"
+    return f"| {title} | {active} | {active} | {kl} | {bits} | - | {psnr} | - |"
 
 
 def _caption(evaluation: Mapping[str, Any], words: Mapping[str, str]) -> str:

@@ -102,7 +102,7 @@ def reproduce(
         return parts.Result(report, everything, reused, time.monotonic() - began)
     found = measure(made, dataset, progress)
     found.numbers |= {"plan": plan, "epochs": chosen.epochs}
-    found.numbers["claims"] = verdicts(made, found)
+    found.numbers |= verdicts(made, found)
     runs.write_json(out / "measures.json", found.numbers)
     write_page(report, made, found, {**parts.stages_of(everything), **found.seconds}, lang)
     runs.write_json(out / "report.json", {"fingerprint": fingerprint})

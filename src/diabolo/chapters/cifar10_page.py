@@ -74,13 +74,15 @@ def write_page(
     return write_template("cifar10.html.j2", out, lang, **page.values(), **_record(readings, stages))
 
 
-def verdicts(made: Mapping[str, Run], measured: Measured) -> list[dict[str, Any]]:
-    """The claims with their verdicts and figures as plain JSON.
+def verdicts(made: Mapping[str, Run], measured: Measured) -> dict[str, Any]:
+    """The claims with their verdicts and figures, and each run's active directions, as plain JSON.
 
     Raises:
         DataError: if a run has no evaluation, or one without the metrics of the table.
     """
-    return [asdict(claim) for claim in claims(_Page(_readings(made), measured).found)]
+    found = _Page(_readings(made), measured).found
+    directions = {name: row["directions"]["value"] for name, row in found["runs"].items()}
+    return {"claims": [asdict(claim) for claim in claims(found)], "directions": directions}
 
 
 def _readings(made: Mapping[str, Run]) -> dict[str, Reading]:
