@@ -57,6 +57,7 @@ soak: $(STAMP)
 
 verify-cifar: $(STAMP)
 	@$(BIN)/python tools/verify_cifar.py --out results/cifar10
+	@$(BIN)/python tools/verify_cifar.py --out results/cifar10 --plan locality
 
 setup: $(STAMP)
 

@@ -188,12 +188,13 @@ def test_the_tables_of_the_autoencoders_are_those_of_the_measures_that_are_kept(
 def test_the_tables_of_cifar10_are_those_that_are_kept(tool, name, language):
     shown = text_of(name).split("<!-- cifar10:begin -->\n")[1].split("\n<!-- cifar10:end -->")[0]
     assert shown == tool.cifar10(tool.CIFAR10, language)
-    evaluations = json.loads((tool.CIFAR10 / "evaluations.json").read_text(encoding="utf-8"))
+    evaluations = json.loads((tool.CIFAR10 / "evaluations-locality.json").read_text(encoding="utf-8"))
     assert f"{evaluations['c4-optimal']['psnr']['value']:.2f}" in shown
 
 
-def test_the_kept_verification_of_cifar10_failed_nothing(tool):
-    kept = json.loads((tool.CIFAR10 / "verification.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["verification", "verification-locality", "verification-quick"])
+def test_the_kept_verifications_of_cifar10_failed_nothing(tool, name):
+    kept = json.loads((tool.CIFAR10 / f"{name}.json").read_text(encoding="utf-8"))
     assert kept["checks"] and all(check["passed"] for check in kept["checks"])
     assert re.fullmatch(r"[0-9a-f]{7,}", kept["commit"]), "a result names the commit that made it"
 

@@ -122,7 +122,7 @@ def cifar10(kept: Path, language: str) -> str:
     words = WORDS[language]
     measures, evaluations, checked = (
         json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("measures", "evaluations", "verification")
+        for name in ("measures-locality", "evaluations-locality", "verification")
     )
     directions = measures["directions"]
     rows = [
@@ -248,7 +248,7 @@ def rewritten(text: str, language: str, chapter: Path) -> str:
     if MEASURES.is_file():
         measures = json.loads(MEASURES.read_text(encoding="utf-8"))
         blocks["autoencoders"] = lambda: autoencoders(measures, language)
-    if (CIFAR10 / "measures.json").is_file():
+    if (CIFAR10 / "measures-locality.json").is_file():
         blocks["cifar10"] = lambda: cifar10(CIFAR10, language)
     for name, content in blocks.items():
         text = replace_block(text, name, content())

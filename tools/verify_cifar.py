@@ -132,7 +132,7 @@ def main() -> int:
     found = checks(given.plan, done, measures)
     given.out.mkdir(parents=True, exist_ok=True)
     suffix = "" if given.plan == "normal" else f"-{given.plan}"
-    if given.plan != "quick":
+    if given.plan in {"full", "locality"}:
         write_json(given.out / f"measures{suffix}.json", measures)
         write_json(given.out / f"evaluations{suffix}.json", done["runs"])
     write_json(
