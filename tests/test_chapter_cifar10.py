@@ -14,21 +14,10 @@ from diabolo.config import resolve
 from diabolo.data.spec import DataSpec
 from diabolo.evaluation import Settings
 from diabolo.models.build import build_model
-from diabolo.progress import Progress
 
 torch.set_num_threads(1)
 DATA = ("data=clouds", "data.examples=80", "data.size=16")
 NAMES = ("c4", "c4-optimal", "c1")
-
-
-class Told(Progress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +27,8 @@ def chapter(tmp_path_factory):
     small = Settings(k=20, images=5, elbo_samples=2, curve_k=(), curve_images=0, probes=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PLANS, "smoke", Plan(1, NAMES, small, ("train.smoke=true",)))
-        first = reproduce(out, plan="smoke", device="cpu", progress=Told(), data=DATA)
-        again = reproduce(out, plan="smoke", device="cpu", progress=Told(), data=DATA)
+        first = reproduce(out, plan="smoke", device="cpu", data=DATA)
+        again = reproduce(out, plan="smoke", device="cpu", data=DATA)
     return out, first, again
 
 
