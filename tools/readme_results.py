@@ -131,7 +131,10 @@ def cifar10(kept: Path, language: str) -> str:
     lines = {line["name"]: line for line in measures["linear"]["dequantized"]}
     rows += [_line(words[name], lines[name]) for name in _LINES]
     numbered = [(claim["number"], claim["verdict"]) for claim in measures["claims"]]
-    verdicts = [f"{number}. {words[verdict]}: {words[f'claim{number}']}" for number, verdict in numbered]
+    facts = _facts(evaluations, directions)
+    verdicts = [
+        f"{number}. {words[verdict]}: {words[f'claim{number}'].format(**facts).strip()}" for number, verdict in numbered
+    ]
     first = next(iter(evaluations.values()))
     caption = (
         words["cifar10"]
@@ -140,6 +143,21 @@ def cifar10(kept: Path, language: str) -> str:
     )
     time = words["cifar10_time"].format(minutes=checked["seconds"] / 60, machine=CHAPTERS["cifar10"].machine)
     return "\n\n".join(["\n".join(verdicts), caption, _table(words["cifar10_columns"], rows), time])
+
+
+def _facts(evaluations: Mapping[str, Any], directions: Mapping[str, int]) -> dict[str, str]:
+    """What the sentences of the claims say in numbers: c4_optimal_psnr and the like."""
+    found = {}
+    for run, evaluation in evaluations.items():
+        shown = {
+            "units": str(evaluation["active_units"]["value"]),
+            "directions": str(directions[run]),
+            "psnr": f"{evaluation['psnr']['value']:.2f}",
+            "bits": f"{evaluation['bits_per_dim']['value']:.2f}",
+            "elbo": _signed(f"{evaluation['elbo']['value']:.0f}"),
+        }
+        found |= {f"{run.replace('-', '_')}_{key}": text for key, text in shown.items()}
+    return found
 
 
 #: Runs in the order of the story.

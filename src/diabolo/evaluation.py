@@ -46,6 +46,8 @@ logger = logging.getLogger("diabolo")
 
 #: Images a pass encodes at a time.
 BATCH = 500
+#: Values of x that they may hold together: large images go in smaller batches, for the sake of memory.
+BATCH_VALUES = 2**19
 #: Images that are importance-sampled at a time.
 IMPORTANCE_BATCH = 10
 #: The curve of log p against K, unless a setting says otherwise: as many of these, on as many images but never fewer than
@@ -220,6 +222,10 @@ class _Clock:
         self.laps[name], self.last = round(now - self.last, 2), now
 
 
+def _batch(loader: Loader) -> int:
+    return max(1, min(BATCH, BATCH_VALUES // loader.values[0].numel()))
+
+
 def _levels(spec: DataSpec) -> bool:
     """Whether the data are images of levels k/255."""
     return spec.values == "grey" and len(spec.shape) == 3
@@ -235,7 +241,7 @@ def _whole_pass(
     progress.start(f"{'ELBO' if model.bounded else 'distortion'} on {settings.split}", len(loader))
     seed, columns = fold(settings.seed, "elbo"), []
     measure = _bounded if model.bounded else _unbounded
-    for batch in loader.ordered(examples_at_a_time(model, loader.values.shape[1], BATCH)):
+    for batch in loader.ordered(examples_at_a_time(model, loader.values.shape[1], _batch(loader))):
         index, x = batch.index.tolist(), batch.x
         row = measure(model, x, index, settings.elbo_samples, seed)
         if model.bounded and spec.values == "grey" and _density(model):
@@ -295,7 +301,7 @@ def _calibration(
     count = min(settings.calibration or len(loader), len(loader))
     chosen = stratified(dataset.train.labels, len(loader), count, fold(seed, "images"))
     progress.start("sigma on train", count)
-    for batch in loader.ordered(BATCH, indices=chosen):
+    for batch in loader.ordered(_batch(loader), indices=chosen):
         index = batch.index.tolist()
         x = dequantized(batch.x, index, fold(seed, "dequantize"))
         error = mean_squared_error(keyed_inference(model, x, index, 1, seed).likelihood, x)
