@@ -133,34 +133,6 @@ def family(root: Path) -> Numbers:
     return {**found, "PCA error": error, "PCA PSNR": psnr(error)}
 
 
-def pixels(root: Path) -> Numbers:
-    """Likelihoods of pixels with 256 levels, as densities and as probabilities, and the asymmetric loss."""
-    parts = {
-        "density": "gaussian model.likelihood.scale=0.7 model.likelihood.mean=sigmoid",
-        "exact": "discretized_logistic",
-        "asymmetric": "gaussian model.likelihood.scale=0.7 objective=asymmetric",
-    }
-    found = Numbers()
-    for name, likelihood in parts.items():
-        words = f"data=clouds data.examples=150 data.size=12 train.epochs=2 model.likelihood={likelihood}".split()
-        run = train(root / name, *words)
-        found |= {f"{name} {key}": value for key, value in measured(run).items()}
-    return found
-
-
-def closed(root: Path) -> Numbers:
-    """Closed-form lines of generated images: sigma^2 given, large enough to switch axes off, and of maximum likelihood."""
-    lines = linear.lines(load("clouds", {"examples": 300, "size": 8}), latents=(3, 20), fixed=((20, 0.5),))
-    rows = {"grid": lines.grid, "dequantized": lines.dequantized}
-    return {
-        f"{convention} {line.name} {key}": value
-        for convention, own in rows.items()
-        for line in own
-        for key, value in line.to_dict().items()
-        if type(value) in (int, float)
-    }
-
-
 def vectors(seed: int, count: int = 300) -> Dataset:
     return from_tensor(torch.randn(count, 6, generator=torch.Generator().manual_seed(seed)), name="vectors")
 
@@ -213,7 +185,7 @@ def refusable(work: Callable[[], float]) -> float | str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    parts = (grey, relaxed, everything, iwae, family, pixels, closed, own, best, mismatch, tampered)
+    parts = (grey, relaxed, everything, iwae, family, own, best, mismatch, tampered)
     found = Numbers()
     with tempfile.TemporaryDirectory() as folder:
         for part in (part for part in parts if part.__name__ in sys.argv[1:] or not sys.argv[1:]):
