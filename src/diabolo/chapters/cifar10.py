@@ -90,8 +90,6 @@ def reproduce(
     """
     began, progress, chosen = time.monotonic(), progress or Progress(), PLANS[plan]
     configs = {name: _config(name, chosen, data) for name in chosen.names}
-    plain = configs["c1"].data
-    dataset = data_module.load(plain.name, plain.params, access)
     jobs, reused = [Job(out / name, config, chosen.settings) for name, config in configs.items()], list[str]()
     finished = workers.run(jobs, access=access, device=device, progress=progress, reused=reused)
     made = {run.name: run for run in finished}
@@ -100,7 +98,8 @@ def reproduce(
     if report.is_file() and parts.stamp(out) == fingerprint:
         reused.append(str(report))
         return parts.Result(report, everything, reused, time.monotonic() - began)
-    found = measure(made, dataset, progress)
+    plain = configs["c1"].data  # read here, not before: the runs' processes hold a copy each
+    found = measure(made, data_module.load(plain.name, plain.params, access), progress)
     found.numbers |= {"plan": plan, "epochs": chosen.epochs}
     found.numbers |= verdicts(made, found)
     runs.write_json(out / "measures.json", found.numbers)
