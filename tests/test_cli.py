@@ -540,7 +540,7 @@ def test_a_split_that_is_not_there_is_refused(say):
     short(result.err)
 
 
-@pytest.mark.parametrize("words", [("--k", "0"), ("--images", "1"), ("--images", "-3"), ("--elbo-samples", "1")])
+@pytest.mark.parametrize("words", [("--k", "-1"), ("--images", "1"), ("--images", "-3"), ("--elbo-samples", "1")])
 def test_settings_that_cannot_be_honoured_are_refused(words, copied, say):
     before = contents(copied)
     result = say("evaluate", copied, *words, "--device", "cpu")
@@ -701,7 +701,7 @@ def test_listings_name_everything(say):
         "what is in memory is nowhere to be got"
     )
     chapters = say("reproduce", "--json").json
-    assert [c["name"] for c in chapters] == ["mnist", "autoencoders"]
+    assert [c["name"] for c in chapters] == ["mnist", "autoencoders", "cifar10"]
     assert chapters[0]["download"] >= COLLECTIONS["mnist"].download
     assert all(c["seconds"] > 60 for c in chapters), "the measured time is shown before anything starts"
 

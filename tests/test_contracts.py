@@ -414,12 +414,13 @@ def test_a_likelihood_s_normalisation_and_the_draw_stand_in_the_evaluation(tmp_p
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"k": 0},
+        {"k": -1},
         {"images": -1},
         {"images": 1},
         {"elbo_samples": 1},
         {"curve_images": 1},
         {"curve_k": (1, 0)},
+        {"calibration": -1},
     ],
 )
 def test_settings_that_cannot_be_honoured_are_refused(wrong, tmp_path):
