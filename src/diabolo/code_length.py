@@ -40,7 +40,7 @@ _Number = TypeVar("_Number", float, Tensor)
 
 
 def bits(nats: _Number, dimensions: int, density: bool) -> _Number:
-    """Bits per dimension of a negative log-probability, or of a negative log-density of dequantized levels, in nats.
+    """Bits per dimension of a negative log-probability, or of a negative log-density of dequantized levels, nats per example.
 
     D log 2 nats are one bit a dimension; a density of x = (k + u) / 256 needs log2(256) = 8 more.
     """
@@ -53,7 +53,8 @@ def gaussian_nats(error: Tensor, variance: float, dimensions: int) -> Tensor:
 
 
 def code_length(model: Autoencoder, x: Tensor, index: Sequence[int], samples: int, seed: int) -> dict[str, Tensor]:
-    """Of a density with a bound, at dequantized x: its bits/dim, squared error at drawn z and rate, each (B,) float64."""
+    """Of a density with a bound, at dequantized x (B, *data), z drawn `samples` times: bits/dim, mean squared error per value and
+    rate in nats per example, each (B,) float64. The noise depends on (seed, index) alone."""
     noisy = dequantized(x, index, fold(seed, "dequantize"))
     inference = keyed_inference(model, noisy, index, samples, seed)
     nats = -float64(inference.log_weight(noisy)).mean(0)

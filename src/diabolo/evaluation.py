@@ -244,12 +244,13 @@ def _whole_pass(
     for batch in loader.ordered(examples_at_a_time(model, loader.values.shape[1], _batch(loader))):
         index, x = batch.index.tolist(), batch.x
         row = measure(model, x, index, settings.elbo_samples, seed)
+        at_mean = row.pop("at_mean")
+        if _levels(spec) and min(spec.shape[1:]) >= WINDOW:
+            row["ssim"] = ssim(x.cpu(), at_mean.cpu())
         if model.bounded and spec.values == "grey" and _density(model):
             row |= code_length(model, x, index, settings.elbo_samples, seed)
         elif model.bounded and model.likelihood.discrete:
             row["bits"] = bits(-row["elbo"], spec.dimensions, density=False)
-        if _levels(spec) and min(spec.shape[1:]) >= WINDOW:
-            row["ssim"] = ssim(x.cpu(), model.reconstruct(x).mean[0].cpu())
         columns.append(row)
         progress.advance(len(x))
     progress.finish()
@@ -259,13 +260,15 @@ def _whole_pass(
 def _bounded(model: Autoencoder, x: Tensor, index: Sequence[int], samples: int, seed: int) -> dict[str, Tensor]:
     inference = keyed_inference(model, x, index, samples, seed)
     latent = inference.latents[0]
+    at_mean = model.decode(latent.posterior.mean[None])
     log_w, kl = float64(inference.log_weight(x)), float64(latent.kl()).mean(0)  # (S, B), (B,)
     row = {
         "elbo": log_w.mean(0),
         "elbo_variance": log_w.var(0) / samples,
         "kl": kl,
         "distortion": -log_w.mean(0) - kl,
-        "mse_mean": float64(mean_squared_error(model.decode(latent.posterior.mean[None]), x))[0],
+        "mse_mean": float64(mean_squared_error(at_mean, x))[0],
+        "at_mean": at_mean.mean[0],
         "mse_sample": float64(mean_squared_error(inference.likelihood, x)).mean(0),
         "mean": float64(latent.posterior.mean).flatten(1),
     }
@@ -276,10 +279,12 @@ def _bounded(model: Autoencoder, x: Tensor, index: Sequence[int], samples: int, 
 def _unbounded(model: Autoencoder, x: Tensor, index: Sequence[int], samples: int, seed: int) -> dict[str, Tensor]:
     """Of a model without a bound; the code of a plain autoencoder is the same in every draw, so one is enough."""
     q, drawn = model.encode(x), model.posterior.density
+    at_mean = model.decode(q.mean[None])
     decoded = model.decode(keyed_sample(q, samples if drawn else 1, [mix(seed, i) for i in index]))
     row = {
         "distortion": -float64(decoded.log_prob(x)).mean(0),
-        "mse_mean": float64(mean_squared_error(model.decode(q.mean[None]), x))[0],
+        "mse_mean": float64(mean_squared_error(at_mean, x))[0],
+        "at_mean": at_mean.mean[0],
         "mean": float64(q.mean).flatten(1),
     }
     return {**row, "mse_sample": float64(mean_squared_error(decoded, x)).mean(0)} if drawn else row

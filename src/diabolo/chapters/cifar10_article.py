@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from diabolo.code_length import bits
 from diabolo.language import say
 
@@ -58,4 +56,4 @@ def dropped_constant(dimensions: int) -> float:
 
 def density_bits(nats: float, dimensions: int) -> float:
     """Bits per dimension of 8-bit values from the negative log density of values in [0, 1], nats per image."""
-    return bits(torch.tensor(nats, dtype=torch.float64), dimensions, density=True).item()
+    return bits(nats, dimensions, density=True)

@@ -19,8 +19,6 @@ from diabolo.runs import Run
 
 #: Images of the strip through every model.
 STRIP = 8
-#: Latent dimensions of the linear models.
-LATENTS = (20, 64, 128, 256, 512, 1024)
 
 
 @dataclass
@@ -37,7 +35,7 @@ def measure(made: Mapping[str, Run], dataset: Dataset, progress: Progress) -> Me
     """Fit the linear models, and draw each run's pictures of the same test images and the same z."""
     found, began = Measured(), time.monotonic()
     progress.say("linear models in closed form")
-    lines = linear.lines(dataset, latents=[d for d in LATENTS if d < dataset.spec.dimensions])
+    lines = linear.lines(dataset)
     found.numbers["linear"] = {
         "eigenvalues": lines.eigenvalues.tolist(),
         "grid": [line.to_dict() for line in lines.grid],

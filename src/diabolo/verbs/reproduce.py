@@ -93,7 +93,7 @@ def _made(about: Chapter, plan: str, out: Path, device: str, lang: str, options:
     if result.reused:
         say(f"used again (same configuration, data and source): {len(result.reused)} finished parts")
         say(f"  to redo one, delete its folder, for example {result.runs[0].path}; to redo all, delete {out}")
-    say(f"{about.name}: done in {result.seconds:.1f} s")
+    say(f"{about.name}: done in {result.seconds:.1f} s: {result.report}")
     return result
 
 
