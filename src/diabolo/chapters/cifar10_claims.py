@@ -39,8 +39,8 @@ NEAR = 2.0
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that a verdict rests on: what it is, its text, and whether the check on it holds (None: shown, not "
-    "checked)."""
+    """A number that a verdict rests on: what it is, its text, and whether the check on it holds (None: shown, not
+    checked)."""
 
     label: str
     value: str

@@ -71,8 +71,8 @@ def dimensions(reading: Reading) -> int:
 
 
 def _row(reading: Reading) -> Entry:
-    """The metrics of a run that the table shows, and what the article calls its ELBO: -(SSE + KL), z drawn, nats per "
-    "image."""
+    """The metrics of a run that the table shows, and what the article calls its ELBO: -(SSE + KL), z drawn, nats per
+    image."""
     e, size = reading.evaluation, dimensions(reading)
     sse = size * reading.per_image["mse_sample"].double()
     return {
@@ -137,8 +137,8 @@ def _brightness(pictures: Mapping[str, Any]) -> dict[str, Entry]:
 
 # ------------------------------------------------------------------------------------------------ the lines in closed form
 def line(lines: Sequence[Mapping[str, Any]], latent: int | None, *, fixed: bool = False) -> Mapping[str, Any] | None:
-    """The line of so many latents with the article's sigma^2, or with that of maximum likelihood; None where there "
-    "is none."""
+    """The line of so many latents with the article's sigma^2, or with that of maximum likelihood; None where there is
+    none."""
     return next((row for row in lines if row["latent"] == latent and row["fitted"] != fixed), None)
 
 

@@ -152,8 +152,8 @@ def variance_told(variance: float) -> str:
 
 
 def _line_cells(row: Mapping[str, Any]) -> list[str]:
-    """sigma^2, -log p and bits/dim with their errors, rate and KL, PSNR at z = mu and projected, active latents, SSE "
-    "+ KL."""
+    """sigma^2, -log p and bits/dim with their errors, rate and KL, PSNR at z = mu and projected, active latents,
+    SSE + KL."""
     article = None if row["fitted"] else row["sse_and_kl"]
     return [
         "\u2013" if row["variance"] is None else f"{row['variance']:.4g}",

@@ -155,6 +155,16 @@ def why(found: Found) -> list[str]:
                 bits=_change(found, "c4", "bits_per_dim", 2),
             )
         )
+    if "c2" in found["paired"]:
+        told.append(
+            say(
+                "Done to the MLP, C2, the same gives: active directions {directions}, PSNR {psnr} dB, bits/dim {bits}. "
+                "Claim 3 below says of both networks whether that is sharper.",
+                directions=_change(found, "c2", "directions", 0),
+                psnr=_change(found, "c2", "psnr", 2),
+                bits=_change(found, "c2", "bits_per_dim", 2),
+            )
+        )
     return told
 
 
