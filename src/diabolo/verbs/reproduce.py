@@ -34,7 +34,7 @@ def reproduce(
     full: Annotated[bool, Parameter(help="Everything, trained and measured for longer (much longer).")] = False,
     quick: Annotated[bool, Parameter(help="The main runs only, trained for less; not every chapter has it.")] = False,
     locality: Annotated[
-        bool, Parameter(help="Of cifar10: also with permuted pixels and two more seeds: what do neighbours matter?")
+        bool, Parameter(help="Of cifar10: also with permuted pixels and two more seeds: how much do neighbours matter?")
     ] = False,
     smoke: Annotated[bool, Parameter(help="One epoch and small K: does everything run? Numbers mean nothing.")] = False,
     out: Annotated[
@@ -77,7 +77,9 @@ def _refuse_missing(plan: str, chosen: Sequence[Chapter]) -> None:
     without = [about.name for about in chosen if plan not in about.plans]
     if without:
         having = [name for name, about in CHAPTERS.items() if plan in about.plans]
-        raise UsageError(f"{' and '.join(without)} has no --{plan}", remedy=f"These have: {', '.join(having)}.")
+        raise UsageError(
+            f"there is no --{plan} for {' and '.join(without)}", remedy=f"These have: {', '.join(having)}."
+        )
 
 
 def _made(about: Chapter, plan: str, out: Path, device: str, lang: str, options: DataOptions) -> Result:
