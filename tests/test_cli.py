@@ -120,7 +120,7 @@ def short(err: str) -> None:
 # ------------------------------------------------------------------------------------------------ torch stays out
 WITHOUT_TORCH: list[tuple[int, list[str]]] = [
     *((0, [verb, "--help"]) for verb in VERBS),
-    *((0, ["data", verb, "--help"]) for verb in ("get", "list", "verify", "export")),
+    *((0, ["data", verb, "--help"]) for verb in ("get", "list", "verify", "export", "check", "pack")),
     *(
         (0, words)
         for words in (
@@ -165,6 +165,8 @@ WITHOUT_TORCH: list[tuple[int, list[str]]] = [
             ["sample", "x", "--temperature", "nan"],
             ["data", "get", "mnits"],
             ["data", "verify", "mnits"],
+            ["data", "pack", "mnits", "x"],
+            ["data", "pack", "digits", "."],
         )
     ),
     *(

@@ -287,6 +287,7 @@ ELSEWHERE = {
     ("dataset", "spiral"): "test_toy.test_points_lie_around_the_curve_as_far_as_sigma_says",
     ("dataset", "clouds"): "test_clouds.test_the_images_are_pinned_and_new_for_each_seed_and_split",
     ("dataset", "folder"): "test_data_folder.test_a_folder_is_trained_evaluated_and_reported",
+    ("dataset", "packed"): "test_data_packed.test_losses_and_evaluation_are_those_from_memory",
 }
 
 

@@ -46,6 +46,8 @@ COMMANDS: list[tuple[int, tuple[str, ...]]] = [
     (0, ("data", "list")),
     (0, ("data", "verify", "digits")),
     (0, ("data", "export", "digits", "ODD-files", "--split", "test")),
+    (0, ("data", "pack", "digits", "ODD-packed")),
+    (0, ("data", "check", "ODD-packed")),
     (0, ("doctor",)),
     (0, ("reproduce",)),
     (0, ("clean", ".")),

@@ -29,6 +29,7 @@ from diabolo.options import existing_run as _existing_run
 from diabolo.options import import_modules as _import
 from diabolo.options import say as _say
 from diabolo.progress import Progress
+from diabolo.verbs import packing
 
 if TYPE_CHECKING:
     from diabolo.data import Dataset
@@ -43,10 +44,11 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-data_app = App(name="data", help="Get, list, verify and export data sets.")
+data_app = App(name="data", help="Get, list, verify, export, check and pack data sets.")
 app.command(data_app)
 for _verb in verbs.VERBS:  # they return an Answer, which is printed here
     app.command(_verb)
+data_app.command(packing.pack)
 
 
 # ------------------------------------------------------------------------------------------------ verbs
@@ -279,9 +281,11 @@ def data_export(name: str, folder: Path, /, *, split: str | None = None, options
 
 @data_app.command(name="check")
 def data_check(path: Path, /, *, as_json: Json = False) -> int:
-    """Read a folder of images as data=folder:PATH would, and list each file that cannot be read."""
-    from diabolo.data import images
+    """Read a folder of images as data=folder:PATH would, and list each file that cannot be read; or all of a packed data set."""
+    from diabolo.data import images, shards
 
+    if shards.is_packed(path):
+        return _show(packing.check(path, as_json))
     reading = images.read_folder(str(path))
     if as_json:
         print(json.dumps(reading.to_dict()))

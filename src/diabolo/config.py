@@ -223,12 +223,12 @@ def _path(path: str) -> str:
 
 
 def _spelled_out(text: str) -> Sequence[str]:
-    """`data=folder:PATH` as a data set and its path, absolute so that the run can go on from any folder."""
+    """`data=folder:PATH` or `data=packed:PATH` as a data set and its path, absolute so that the run can go on from any folder."""
     word, _, value = text.partition("=")
-    path = value.strip().removeprefix("folder:")
-    if word.strip() not in {"data", "data.name"} or path == value.strip():
+    name, colon, path = value.strip().partition(":")
+    if word.strip() not in {"data", "data.name"} or name not in {"folder", "packed"} or not colon:
         return (text,)
-    return "data=folder", f"data.path={Path(path).expanduser().absolute() if path else ''}"
+    return f"data={name}", f"data.path={Path(path).expanduser().absolute() if path else ''}"
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -50,6 +50,8 @@ BATCH = 500
 BATCH_VALUES = 2**19
 #: Images that are importance-sampled at a time.
 IMPORTANCE_BATCH = 10
+#: Training images that probes are fitted to, at most, stratified: the nearest of them is looked for among all, pair by pair.
+PROBED = 60_000
 #: The curve of log p against K, unless a setting says otherwise: as many of these, on as many images but never fewer than
 #: CURVE_LEAST, as need no more than CURVE_VALUES decoded values. That is K = 5,000 on 100 images of 28x28.
 CURVE_K = (1, 10, 100, 1000, 5000)
@@ -401,12 +403,12 @@ def _weights(model: Autoencoder, loader: Loader, index: Tensor, k: int, seed: in
 
 
 def _probe_inputs(model: Autoencoder, dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    if dataset.train.labels is None:
+    labels, loader = dataset.train.labels, Loader(dataset, "train", device)
+    if labels is None:
         return {}
-    means = [
-        float64(model.encode(batch.x).mean).flatten(1) for batch in Loader(dataset, "train", device).ordered(2 * BATCH)
-    ]
-    return {"train_mean": torch.cat(means), "train_labels": dataset.train.labels}
+    chosen = stratified(labels, len(loader), min(PROBED, len(loader)), fold(0, "probes"))
+    means = [float64(model.encode(batch.x).mean).flatten(1) for batch in loader.ordered(2 * BATCH, indices=chosen)]
+    return {"train_mean": torch.cat(means), "train_labels": labels[chosen]}
 
 
 def stratified(labels: Tensor | None, total: int, count: int, seed: int) -> Tensor:

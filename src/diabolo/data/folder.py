@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Literal
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from diabolo.data.images import SIDES, Picture, Reading, class_names, read_check
 from diabolo.data.spec import Dataset, DataSpec, Split
 from diabolo.errors import DataError, UsageError
 from diabolo.registry import register
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Cuts of the unit interval: 80 % train, 10 % validation, 10 % test.
 _CUTS = (0.8, 0.9)
@@ -47,10 +51,11 @@ def dataset(reading: Reading, say: Callable[[str], None]) -> Dataset:
         DataError: if fewer than 3 of its images differ.
     """
     values = _values(reading)
-    numbers, classes = _classes(reading.pictures)
-    index = _split(reading)
+    numbers, classes = classes_of(reading.pictures)
+    looks = [look(picture.levels) for picture in reading.pictures]
+    index = split(reading, looks)
     parts = {name: _part(name, values, numbers, chosen) for name, chosen in index.items()}
-    say(note := _note(reading, classes, index))
+    say(note := note_of(reading, classes, index, looks))
     return Dataset(
         spec=DataSpec(
             name="folder",
@@ -64,7 +69,7 @@ def dataset(reading: Reading, say: Callable[[str], None]) -> Dataset:
         test=parts["test"],
         hashes=_hashes(parts, classes),
         note=note,
-        warning=_warning(parts),
+        warning=warning_of({name: len(part) for name, part in parts.items()}),
     )
 
 
@@ -74,14 +79,15 @@ def _values(reading: Reading) -> Tensor:
         raise UsageError(
             f"{len(reading.pictures):,} images of {reading.size}x{reading.size} need {needed / 1e9:.1f} GB of memory",
             f"At most {_LARGEST / 1e9:.1f} GB are used.",
-            f"Take a smaller data.size, for example data.size={max(SIDES[0], reading.size // 2)}.",
+            f"Take a smaller data.size, for example data.size={max(SIDES[0], reading.size // 2)}, or map them into memory from "
+            f"files: diabolo data pack {shlex.quote(f'folder:{reading.found.root}')} OUT",
         )
     levels = np.stack([picture.levels for picture in reading.pictures])
     stacked = torch.from_numpy(levels)
     return (stacked.unsqueeze(1) if stacked.ndim == 3 else stacked.movedim(3, 1)).contiguous()
 
 
-def _classes(pictures: list[Picture]) -> tuple[Tensor | None, tuple[str, ...]]:
+def classes_of(pictures: list[Picture]) -> tuple[Tensor | None, tuple[str, ...]]:
     """Class numbers (N,) and names in byte order; none where all images lie in one folder."""
     names = class_names(pictures)
     classes = sorted(set(names), key=str.encode)
@@ -91,17 +97,25 @@ def _classes(pictures: list[Picture]) -> tuple[Tensor | None, tuple[str, ...]]:
     return torch.tensor([number[name] for name in names]), tuple(classes)
 
 
-def _split(reading: Reading) -> dict[str, Tensor]:
-    """Positions of each split, in order. Images with the same pixels share the key of the one with the least SHA-256.
+def look(levels: NDArray[np.uint8]) -> bytes:
+    """What two images share that look the same: the SHA-256 of their levels."""
+    return hashlib.sha256(levels.tobytes()).digest()
+
+
+def split(reading: Reading, looks: Sequence[bytes]) -> dict[str, Tensor]:
+    """Positions of each split, in order, from the `look` of each picture. Those that look the same share the key of the one with
+    the least SHA-256 of its file.
 
     No split is empty, and from 6 different images on none has fewer than 2, the least that has a standard error: where chance
     leaves it so, the nearest images in the order of the keys are moved into it.
+
+    Raises:
+        DataError: if fewer than 3 of the images differ.
     """
-    pixels = [hashlib.sha256(picture.levels.tobytes()).digest() for picture in reading.pictures]
     keys: dict[bytes, str] = {}
-    for look, picture in zip(pixels, reading.pictures):
-        keys[look] = min(keys.get(look, picture.sha256), picture.sha256)
-    order = sorted(keys, key=lambda look: keys[look])
+    for seen, picture in zip(looks, reading.pictures):
+        keys[seen] = min(keys.get(seen, picture.sha256), picture.sha256)
+    order = sorted(keys, key=lambda seen: keys[seen])
     if len(order) < 3:
         raise DataError(
             f"{reading.found.root} holds {len(order)} different image{'' if len(order) == 1 else 's'}",
@@ -111,8 +125,8 @@ def _split(reading: Reading) -> dict[str, Tensor]:
     least = 2 if len(order) >= 6 else 1
     second = min(max(second, 2 * least), len(order) - least)
     first = min(max(first, least), second - least)
-    place = {look: int(rank >= first) + int(rank >= second) for rank, look in enumerate(order)}
-    chosen = torch.tensor([place[look] for look in pixels])
+    place = {seen: int(rank >= first) + int(rank >= second) for rank, seen in enumerate(order)}
+    chosen = torch.tensor([place[seen] for seen in looks])
     return {name: (chosen == i).nonzero().flatten() for i, name in enumerate(("train", "validation", "test"))}
 
 
@@ -131,27 +145,32 @@ def _hashes(parts: dict[str, Split], classes: tuple[str, ...]) -> dict[str, str]
     for name, part in parts.items():
         found[name] = hashlib.sha256(part.values.numpy().tobytes()).hexdigest()
         if part.labels is not None:
-            text = "\n".join(classes[i] for i in part.labels.tolist())
-            found[f"{name} labels"] = hashlib.sha256(text.encode()).hexdigest()
+            found[f"{name} labels"] = label_hash(classes, part.labels)
     return found
 
 
-def _warning(parts: dict[str, Split]) -> str:
+def label_hash(classes: Sequence[str], labels: Tensor) -> str:
+    """SHA-256 of the class names, image by image, from class numbers (N,)."""
+    return hashlib.sha256("\n".join(classes[i] for i in labels.tolist()).encode()).hexdigest()
+
+
+def warning_of(sizes: Mapping[str, int]) -> str:
     """What a folder of few images leads to, and where it shows; "" for one that is large enough."""
-    count = sum(map(len, parts.values()))
+    count = sum(sizes.values())
     if count >= FEW:
         return ""
     return (
-        f"{count} images are few: the model will memorise the {len(parts['train'])} it trains on, that is, draw them well "
+        f"{count} images are few: the model will memorise the {sizes['train']} it trains on, that is, draw them well "
         "and others badly. It shows where the held-out loss parts from the train loss and rises, and in the "
         "reconstructions of test images: look at these two. "
         f"{FEW} images are the least, some thousands are better."
     )
 
 
-def _note(reading: Reading, classes: tuple[str, ...], index: dict[str, Tensor]) -> str:
+def note_of(reading: Reading, classes: tuple[str, ...], index: dict[str, Tensor], looks: Sequence[bytes]) -> str:
+    """What was read, how it was treated and how it was split, in one line."""
     sizes = ", ".join(f"{len(chosen):,} {name}" for name, chosen in index.items())
-    same = len(reading.pictures) - len({picture.levels.tobytes() for picture in reading.pictures})
+    same = len(looks) - len(set(looks))
     return "; ".join((
         reading.note(),
         f"{len(classes)} classes from the names of folders" if classes else "no classes: all in one folder",

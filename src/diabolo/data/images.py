@@ -127,22 +127,44 @@ def read_folder(
     Raises:
         DataError: if there is no such folder, or no readable image in it.
     """
+    found, size = opened(path, size, say)
+    pictures = list(each(found, size, colour))
+    settle(found, len(pictures), say)
+    grey = colour == "grey" or (colour == "auto" and all(is_grey(picture.levels) for picture in pictures))
+    return Reading(found, [_as(picture, grey) for picture in pictures], size, 1 if grey else 3)
+
+
+def opened(path: str, size: int, say: Callable[[str], None]) -> tuple[Found, int]:
+    """The files of a folder that should be images, and the side of their squares, chosen where `size` is 0.
+
+    Raises:
+        DataError: if there is no such folder.
+    """
     found = walk(Path(path).expanduser())
     say(f"{found.root}: reading {_count(len(found.files), 'image')}")
-    size = size or _fitting(found.files)
-    pictures = []
+    return found, size or _fitting(found.files)
+
+
+def each(found: Found, size: int, colour: Colour) -> Iterator[Picture]:
+    """The images of a walk one by one, each in the channels that it has; the unreadable go to `found.skipped`."""
     for file in found.files:
         try:
-            pictures.append(_read(file, found.root, size, grey=colour == "grey"))
+            yield _read(file, found.root, size, grey=colour == "grey")
         except _Unreadable as error:
             found.skipped.append((shown(file.relative_to(found.root)), str(error)))
+
+
+def settle(found: Found, readable: int, say: Callable[[str], None]) -> None:
+    """Say what was skipped of a folder, all of whose files have been read.
+
+    Raises:
+        DataError: if there was no readable image.
+    """
     found.skipped.sort()
     for name, reason in found.skipped[:_LISTED]:
         say(f"skipped: {name}: {reason}")
-    if not pictures:
+    if not readable:
         raise DataError(f"{found.root} holds no readable image", _nothing(found), _ACCEPTED)
-    grey = colour == "grey" or (colour == "auto" and all(map(_is_grey, pictures)))
-    return Reading(found, [_as(picture, grey) for picture in pictures], size, 1 if grey else 3)
 
 
 def read_checked(path: str, size: int, colour: Colour, say: Callable[[str], None]) -> Reading:
@@ -152,11 +174,28 @@ def read_checked(path: str, size: int, colour: Colour, say: Callable[[str], None
         UsageError: for an empty path or a size out of range.
         DataError: if there is no such folder, no readable image in it, or more than 1 % of its images cannot be read.
     """
+    check_wanted(path, size)
+    return tolerated(read_folder(path, size, colour, say))
+
+
+def check_wanted(path: str, size: int) -> None:
+    """Refuse an empty path or a size out of range, before anything is read.
+
+    Raises:
+        UsageError: saying which sizes there are.
+    """
     if size != 0 and not SIDES[0] <= size <= SIDES[1]:
         raise UsageError(f"size={size}: from {SIDES[0]} to {SIDES[1]}, or 0 to have it chosen")
     if not path:
         raise UsageError("path is empty", remedy="Name the folder: data=folder:PATH")
-    reading = read_folder(path, size, colour, say)
+
+
+def tolerated(reading: Reading) -> Reading:
+    """The reading itself.
+
+    Raises:
+        DataError: if more than 1 % of its images cannot be read.
+    """
     if not reading.tolerable:
         raise refusal(reading)
     return reading
@@ -391,20 +430,22 @@ def _plain(image: Image) -> tuple[Image, tuple[str, ...]]:
     return image.convert("L" if image.mode in {"1", "L"} else "RGB"), ()
 
 
-def _is_grey(picture: Picture) -> bool:
+def is_grey(levels: NDArray[np.uint8]) -> bool:
     """Whether the channels of every pixel are the same, but for what lossy compression does to a grey image."""
-    levels = picture.levels
     return levels.ndim == 2 or int(np.ptp(levels, axis=-1).max()) <= _TINT
 
 
 def _as(picture: Picture, grey: bool) -> Picture:
-    """The picture with the channels of the data set: (size, size) or (size, size, 3)."""
+    return replace(picture, levels=recoloured(picture.levels, grey))
+
+
+def recoloured(levels: NDArray[np.uint8], grey: bool) -> NDArray[np.uint8]:
+    """Levels (size, size) or (size, size, 3) with the channels of the data set: (size, size) if `grey`, else three."""
     from PIL import Image
 
-    levels = picture.levels
     if grey:
-        return replace(picture, levels=levels if levels.ndim == 2 else np.asarray(Image.fromarray(levels).convert("L")))
-    return replace(picture, levels=levels if levels.ndim == 3 else levels[..., None].repeat(3, axis=-1))
+        return levels if levels.ndim == 2 else np.asarray(Image.fromarray(levels).convert("L"))
+    return levels if levels.ndim == 3 else levels[..., None].repeat(3, axis=-1)
 
 
 def _count(count: int, what: str) -> str:

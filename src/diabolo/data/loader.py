@@ -1,7 +1,10 @@
-"""Batches from a data set in memory: one uint8 tensor, no worker processes.
+"""Batches from a data set in memory, or mapped into it: one uint8 tensor, no worker processes.
 
 The order of an epoch is a function of (seed, epoch) alone, a batch's drawn pixels of (seed, epoch, batch): training can
 be resumed at any step. What is drawn for evaluation is drawn once, from a seed of its own, for every run the same.
+
+Of a split that is mapped from files, a batch's rows are gathered in the order in which they lie there, and nothing else is read;
+the fixed draw is made in parts, a part at a time, the first of which is what the draw of a split in memory begins with.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from diabolo.seeds import fold
 
 #: The seed of the fixed draw, whatever the seed of a run.
 EVALUATION_SEED = 0
+#: So many examples of a mapped split are drawn together for evaluation.
+DRAWN_TOGETHER = 10_000
 
 
 class Loader:
@@ -34,10 +39,13 @@ class Loader:
     ) -> None:
         found = dataset.split(split)
         self.name, self.binarize, self.dtype = split, dataset.binarize, dtype
-        self.device = torch.device(device)
-        self.values = found.values.to(self.device)
-        self.labels = None if found.labels is None else found.labels.to(self.device)
+        self.device, self.mapped = torch.device(device), found.mapped
+        self.values, self.labels = found.values, found.labels
+        if not found.mapped:
+            self.values = found.values.to(self.device)
+            self.labels = None if found.labels is None else found.labels.to(self.device)
         self._fixed: Tensor | None = None
+        self._part = -1
 
     def __len__(self) -> int:
         """N, the number of examples."""
@@ -71,22 +79,51 @@ class Loader:
         order = torch.arange(len(self)) if indices is None else indices.cpu()
         for index in torch.split(order, batch_size):
             if self.binarize:
-                yield self._batch(self._gather(self._draw(), index).to(self.dtype), index)
+                yield self._batch(self._drawn(index).to(self.dtype), index)
             else:
                 yield self._batch(self._scaled(self._gather(self.values, index)), index)
 
     @property
     def draw_hash(self) -> str | None:
         """The SHA-256 of the fixed draw (one byte a pixel, 0 or 1); None where nothing is drawn."""
-        return hashlib.sha256(self._draw().cpu().numpy().tobytes()).hexdigest() if self.binarize else None
+        if not self.binarize:
+            return None
+        digest = hashlib.sha256()
+        for part in range(self._parts):
+            digest.update(self._draw(part).cpu().numpy().tobytes())
+        return digest.hexdigest()
 
-    def _draw(self) -> Tensor:
-        if self._fixed is None:
-            self._fixed = bernoulli(self.values.cpu(), fold(EVALUATION_SEED, "draw", self.name)).to(self.device)
+    @property
+    def _parts(self) -> int:
+        return -(-len(self) // DRAWN_TOGETHER) if self.mapped else 1
+
+    def _draw(self, part: int) -> Tensor:
+        """A part of the fixed draw; of a split in memory there is one, the whole. The last one asked for is kept."""
+        if self._fixed is None or self._part != part:
+            levels = self.values[part * DRAWN_TOGETHER : (part + 1) * DRAWN_TOGETHER] if self.mapped else self.values
+            seed = fold(EVALUATION_SEED, "draw", self.name, *((part,) if part else ()))
+            self._fixed, self._part = bernoulli(levels.cpu(), seed).to(self.device), part
         return self._fixed
 
+    def _drawn(self, index: Tensor) -> Tensor:
+        """The rows `index` (n,) of the fixed draw."""
+        if not self.mapped:
+            return self._gather(self._draw(0), index)
+        rows = torch.empty((len(index), *self.values.shape[1:]), dtype=torch.uint8, device=self.device)
+        parts = index // DRAWN_TOGETHER
+        for part in parts.unique().tolist():
+            inside = parts == part
+            rows[inside.to(self.device)] = self._draw(part)[(index[inside] - part * DRAWN_TOGETHER).to(self.device)]
+        return rows
+
     def _gather(self, source: Tensor, index: Tensor) -> Tensor:
-        return source[index.to(self.device)]
+        if not self.mapped:
+            return source[index.to(self.device)]
+        order = index.argsort()
+        found = source[index[order]]
+        rows = torch.empty_like(found)
+        rows[order] = found
+        return rows.to(self.device)
 
     def _scaled(self, values: Tensor) -> Tensor:
         return values.to(self.dtype) / 255 if values.dtype == torch.uint8 else values.to(self.dtype)

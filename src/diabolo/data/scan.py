@@ -18,6 +18,8 @@ from diabolo.errors import DataError, UsageError
 #: The smallest and the largest value are always those of all values of all splits.
 LEVELS_EXAMINED = 64_000_000
 FLOATS_EXAMINED = 500_000
+#: Examples whose levels are counted at a time.
+_CHUNK = 10_000
 #: Distinct values are counted up to here.
 DISTINCT = 1_000
 #: How far k/255 in 32-bit floating point may be from a level, in levels.
@@ -84,7 +86,7 @@ def _range(dataset: Dataset) -> tuple[float, float]:
     ends: list[Tensor] = []
     for split in (dataset.train, dataset.validation, dataset.test):
         if split is not None and split.values.numel():
-            ends += split.values.aminmax()
+            ends += map(torch.tensor, split.ends) if split.ends else split.values.aminmax()
     scale = 255 if dataset.train.values.dtype == torch.uint8 else 1
     found = [float(end) / scale for end in ends]
     if any(math.isnan(end) for end in found):
@@ -93,19 +95,19 @@ def _range(dataset: Dataset) -> tuple[float, float]:
 
 
 def _sample(values: Tensor, most: int) -> Tensor:
-    """Whole examples at equal distances, at most `most` values (one example at least)."""
+    """Whole examples (n, *shape) at equal distances, at most `most` values (one example at least)."""
     size = max(1, values[0].numel())
     step = -(-values.shape[0] // max(1, most // size))
-    return values[::step].flatten()
+    return values[::step]
 
 
 def _shares(examined: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct values in ascending order and their shares, float64."""
     if examined.dtype == torch.uint8:
-        counts = torch.bincount(examined, minlength=256)
+        counts = torch.stack([torch.bincount(part.flatten(), minlength=256) for part in examined.split(_CHUNK)]).sum(0)
         present = counts.nonzero().flatten()
         return present.double() / 255, counts[present].double() / examined.numel()
-    value, counts = torch.unique(examined, return_counts=True)
+    value, counts = torch.unique(examined.flatten(), return_counts=True)
     return value.double(), counts.double() / examined.numel()
 
 
