@@ -241,7 +241,7 @@ def _whole_pass(
     model: Autoencoder, loader: Loader, spec: DataSpec, settings: Settings, progress: Progress
 ) -> dict[str, Any]:
     progress.start(f"{'ELBO' if model.bounded else 'distortion'} on {settings.split}", len(loader))
-    seed, columns = fold(settings.seed, "elbo"), []
+    seed, columns, done = fold(settings.seed, "elbo"), dict[str, Tensor](), 0
     measure = _bounded if model.bounded else _unbounded
     for batch in loader.ordered(examples_at_a_time(model, loader.values.shape[1], _batch(loader))):
         index, x = batch.index.tolist(), batch.x
@@ -253,10 +253,17 @@ def _whole_pass(
             row |= code_length(model, x, index, settings.elbo_samples, seed)
         elif model.bounded and model.likelihood.discrete:
             row["bits"] = bits(-row["elbo"], spec.dimensions, density=False)
-        columns.append(row)
+        for (
+            name,
+            found,
+        ) in row.items():  # into one column: small tensors kept between large ones that go leave memory in holes
+            if name not in columns:
+                columns[name] = found.new_empty((len(loader), *found.shape[1:]))
+            columns[name][done : done + len(x)] = found
+        done += len(x)
         progress.advance(len(x))
     progress.finish()
-    return {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+    return columns
 
 
 def _bounded(model: Autoencoder, x: Tensor, index: Sequence[int], samples: int, seed: int) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ _SPLIT_WORDS = frozenset({"train", "training", "val", "valid", "validation", "te
 _ORIENTATION = 0x0112
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a million
 class Picture:
     """One image: path below the root, class name, levels (size, size) or (size, size, 3) uint8, SHA-256 of the file's bytes,
     and what was done to it."""

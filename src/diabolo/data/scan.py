@@ -19,7 +19,7 @@ from diabolo.errors import DataError, UsageError
 LEVELS_EXAMINED = 64_000_000
 FLOATS_EXAMINED = 500_000
 #: Examples whose levels are counted at a time.
-_CHUNK = 10_000
+_CHUNK = 1000
 #: Distinct values are counted up to here.
 DISTINCT = 1_000
 #: How far k/255 in 32-bit floating point may be from a level, in levels.
@@ -104,7 +104,9 @@ def _sample(values: Tensor, most: int) -> Tensor:
 def _shares(examined: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct values in ascending order and their shares, float64."""
     if examined.dtype == torch.uint8:
-        counts = torch.stack([torch.bincount(part.flatten(), minlength=256) for part in examined.split(_CHUNK)]).sum(0)
+        counts = torch.zeros(256, dtype=torch.int64)
+        for part in examined.split(_CHUNK):
+            counts += torch.bincount(part.flatten(), minlength=256)
         present = counts.nonzero().flatten()
         return present.double() / 255, counts[present].double() / examined.numel()
     value, counts = torch.unique(examined.flatten(), return_counts=True)
