@@ -26,7 +26,8 @@ from diabolo.data import Access
 from diabolo.data.loader import Loader
 from diabolo.engine import environment
 from diabolo.progress import Progress
-from diabolo.training import Average, Trainer
+from diabolo.step import Average
+from diabolo.training import Trainer
 
 BOUNDS = {"float64": 1e-10, "float32": 1e-4}
 
@@ -37,8 +38,9 @@ def first_losses(preset: str, dtype: torch.dtype, steps: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, dataset, Path(folder), torch.device("cpu"), Progress())
         trainer.model.to(dtype)
-        if trainer.average:
-            trainer.average = Average(trainer.model, config.train.ema)
+        if trainer.descent.average:
+            trainer.descent.average = Average(trainer.model, config.train.ema)
+        trainer.step.train()
         trainer.loader = Loader(dataset, "train", "cpu", dtype)
         trainer.journal = runs.Journal(Path(folder) / "metrics.jsonl")
         for batch in islice(trainer.loader.shuffled(config.train.batch, config.seed, 1), steps):
