@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import signal
 import sys
 from collections import namedtuple
 from dataclasses import replace
@@ -25,6 +28,7 @@ from diabolo.seeds import fold
 from diabolo.session import InterruptedRun
 from diabolo.training import resume, train
 
+posix = pytest.mark.skipif(sys.platform == "win32", reason="limits and signals of POSIX")
 SPLITS = ("train", "validation", "test")
 SMALL = ("model.latent=2", "train.epochs=2", "train.batch=8", "model.encoder.width=8", "model.decoder.width=8")
 SETTINGS = Settings(k=5, images=4, elbo_samples=2, curve_images=0)
@@ -164,9 +168,7 @@ def mapped(split: Split) -> Split:
 
 
 def test_the_fixed_draw_of_a_large_split_is_made_in_parts(monkeypatch):
-    """The first part begins as the draw in memory does; any order of rows gives the same rows; the hash is of them all."""
-    import hashlib
-
+    """Each has a seed of its own, the first that of a draw in memory; any order gives the same rows; the hash is of all."""
     monkeypatch.setattr(loader, "DRAWN_TOGETHER", 100)
     whole = load("digits", {"binarize": True})
     parts = Loader(replace(whole, test=mapped(whole.test)), "test")
@@ -312,7 +314,7 @@ def test_the_room_is_looked_at_first(folder, tmp_path, monkeypatch):
     assert left(tmp_path) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+@posix
 @pytest.mark.parametrize("limit", [3000, 20_000])
 def test_a_disk_that_fills_up_leaves_nothing(folder, tmp_path, limit):
     """A file may not grow beyond `limit`: neither the decoded images fit, or else not the largest shard."""
@@ -350,6 +352,7 @@ def test_what_holds_no_uint8_images_is_refused(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ runs
+@posix
 def test_a_run_goes_on_with_data_that_were_moved(packed, tmp_path, monkeypatch):
     """To the same bits; a folder of other data under that name is refused."""
 
@@ -359,9 +362,6 @@ def test_a_run_goes_on_with_data_that_were_moved(packed, tmp_path, monkeypatch):
         def advance(self, units: int = 1, note: str = "") -> None:
             self.done += units
             if self.done == 6:
-                import os
-                import signal
-
                 os.kill(os.getpid(), signal.SIGINT)
 
     here, there = shutil.copytree(packed, tmp_path / "here"), tmp_path / "there"

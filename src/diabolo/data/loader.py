@@ -4,7 +4,7 @@ The order of an epoch is a function of (seed, epoch) alone, a batch's drawn pixe
 be resumed at any step. What is drawn for evaluation is drawn once, from a seed of its own, for every run the same.
 
 Of a split that is mapped from files, a batch's rows are gathered in the order in which they lie there, and nothing else is read;
-the fixed draw is made in parts, a part at a time, the first of which is what the draw of a split in memory begins with.
+the fixed draw is made a part at a time, and is that of a split in memory only where there is one part.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from diabolo.seeds import fold
 EVALUATION_SEED = 0
 #: So many examples of a mapped split are drawn together for evaluation.
 DRAWN_TOGETHER = 10_000
+#: Examples that a sum over a split takes at a time.
+_CHUNK = 1000
 
 
 class Loader:
@@ -83,6 +85,14 @@ class Loader:
             else:
                 yield self._batch(self._scaled(self._gather(self.values, index)), index)
 
+    def mean(self) -> Tensor:
+        """The mean of the split's examples (*shape) on the CPU; of binarised data the expected one."""
+        total = torch.zeros(self.values.shape[1:], dtype=torch.float64)
+        for part in self.values.split(_CHUNK):
+            total += part.cpu().double().sum(0)
+        scale = 255 if self.values.dtype == torch.uint8 else 1
+        return (total / (scale * len(self))).to(self.dtype)
+
     @property
     def draw_hash(self) -> str | None:
         """The SHA-256 of the fixed draw (one byte a pixel, 0 or 1); None where nothing is drawn."""
@@ -118,15 +128,13 @@ class Loader:
 
     def _gather(self, source: Tensor, index: Tensor) -> Tensor:
         if not self.mapped:
-            return source[index.to(self.device)]
+            return source.index_select(0, index.to(self.device))
         order = index.argsort()
-        found = source[index[order]]
-        rows = torch.empty_like(found)
-        rows[order] = found
-        return rows.to(self.device)
+        found = source.index_select(0, index[order])
+        return torch.empty_like(found).index_copy_(0, order, found).to(self.device)
 
     def _scaled(self, values: Tensor) -> Tensor:
-        return values.to(self.dtype) / 255 if values.dtype == torch.uint8 else values.to(self.dtype)
+        return values.to(self.dtype).div_(255) if values.dtype == torch.uint8 else values.to(self.dtype)
 
     def _batch(self, x: Tensor, index: Tensor) -> Batch:
         return Batch(x, None if self.labels is None else self._gather(self.labels, index), index)
