@@ -143,7 +143,6 @@ class Trainer:
         warning = self.watchdog.look()
         if warning:
             logger.warning("%s", warning)
-            self.progress.say(warning)
 
     def _take_step(self, x: Tensor, y: Tensor | None) -> None:
         here, train = self.position, self.config.train

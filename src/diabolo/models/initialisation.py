@@ -13,7 +13,9 @@ from diabolo.models.autoencoder import Autoencoder
 Affine = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
 
 #: Where the log-variance of a posterior starts with init="data": narrow enough for the decoder to read the code at once.
-LOG_VARIANCE = -2.0
+LOG_VARIANCE = -4.0
+#: What init="data" multiplies the decoder's last weights by: every code is decoded to nearly the mean at first.
+LAST = 0.1
 
 
 @torch.no_grad()
@@ -23,7 +25,8 @@ def initialise(model: Autoencoder, init: str, mean: Callable[[], Tensor]) -> Non
     `torch` leaves them as the layers bring them. `he`: :math:`W \sim N(0, 2 / fan_{in})` and biases 0 for every map that an
     activation follows, so for all but the last of a network. `data`: the same, and the encoder sees values about their mean over
     the training split, `mean()` (*data), its first bias being -W mean; the decoder starts at that mean, its last bias being what
-    the likelihood turns into it; the posterior starts narrow, with log-variance -2.
+    the likelihood turns into it, and its last weights small, a tenth of what they were; the posterior starts narrow, with
+    log-variance -4.
 
     Raises:
         UsageError: for `data` with a model whose first and last maps are not fully connected, a posterior that is no Gaussian,
@@ -56,6 +59,7 @@ def _start_at(mean: Tensor, model: Autoencoder, encoder: Sequence[Affine], decod
         )
     _set_bias(encoder[0], -encoder[0].weight @ mean)
     _set_bias(decoder[-1], params)
+    decoder[-1].weight.mul_(LAST)
     _set_bias(encoder[-1], torch.tensor([0.0, LOG_VARIANCE]).repeat_interleave(encoder[-1].weight.shape[0] // 2))
 
 
