@@ -176,15 +176,12 @@ def speed(content: Mapping[str, Any], language: str) -> str:
     if quick:
         raise ValueError(f"{', '.join(quick)}: numbers of a --quick run mean nothing")
     for name, job in content["jobs"].items():
-        beside = {one["slow"]: one["in_round"] for one in job["summary"]["ratios"] if one["fast"] == "diabolo"}
+        title, found = words[f"speed_{name}"].format(**job["about"]["sizes"]), job["summary"]
+        beside = {one["slow"]: one["in_round"] for one in found["ratios"] if one["fast"] == "diabolo"}
+        floors = {f"floor-{precision}": {"seconds": took} for precision, took in found["floor"].items()}
         rows += [
-            _timed(
-                words[f"speed_{name}"].format(**job["about"]["sizes"]),
-                words.get(f"speed_row_{key}", key),
-                row,
-                beside.get(key),
-            )
-            for key, row in job["summary"]["rows"].items()
+            _timed(title, words.get(f"speed_row_{key}", key), row, beside.get(key))
+            for key, row in {**floors, **found["rows"]}.items()
             if row["seconds"]
         ]
     counted = [job["summary"]["rounds"] for job in content["jobs"].values()]
@@ -202,8 +199,8 @@ def _timed(job: str, title: str, row: Mapping[str, Any], beside: Mapping[str, fl
         title,
         _between(row["seconds"]),
         "-" if beside is None else _between(beside),
-        "-" if row["share"] is None else f"{100 * row['share']['median']:.0f} %",
-        "-" if row["memory"] is None else f"{row['memory'] / 1e6:.0f} MB",
+        f"{100 * row['share']['median']:.0f} %" if row.get("share") else "-",
+        f"{row['memory'] / 1e6:.0f} MB" if row.get("memory") else "-",
     ]
     return f"| {' | '.join(cells)} |"
 

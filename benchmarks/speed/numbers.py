@@ -108,7 +108,7 @@ def _row(record: Record, name: str) -> dict[str, Any]:
 
 
 def _floors(record: Record, precision: str) -> list[float]:
-    """Seconds that the job's arithmetic takes at the highest peak of each round; none unless a row of this precision has a number."""
+    """Seconds of the job's arithmetic at the highest peak of each round; none unless a row of this precision has a number."""
     alike = [name for name, row in record["rows"].items() if row["precision"] == precision and row["gflop"] is not None]
     if not any(_values(record, name) for name in alike):
         return []
