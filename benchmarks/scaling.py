@@ -77,10 +77,12 @@ def measured(point: Point) -> None:
         "train.keep=last",
     ]
     with tempfile.TemporaryDirectory() as out:
-        run = diabolo.train("mnist-grey", dataset, overrides=overrides, out=Path(out) / "run", progress=None)
+        run = diabolo.train(
+            "mnist-grey", dataset, overrides=overrides, out=Path(out) / "run", device="cpu", progress=None
+        )
         if point.k:
             settings = Settings(k=point.k, images=point.images, elbo_samples=2, curve_images=0, probes=False)
-            found = evaluation.evaluate(run, settings, data=dataset)
+            found = evaluation.evaluate(run, settings, data=dataset, device="cpu")
             emit(seconds=found["about"]["seconds"]["importance"], parameters=_parameters(run))
         else:
             epochs = [row["seconds"] for row in run.timing() if row["stage"] == "train"]

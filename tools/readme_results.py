@@ -207,7 +207,7 @@ def _timed(job: str, title: str, row: Mapping[str, Any], beside: Mapping[str, fl
 
 def _between(spread: Mapping[str, float]) -> str:
     """Median (least to largest), to three digits or so."""
-    digits = 2 if spread["median"] >= 1 else 3
+    digits = next((count for count, least in ((1, 10), (2, 1), (3, 0.1)) if spread["median"] >= least), 4)
     middle, least, largest = (f"{spread[key]:.{digits}f}" for key in ("median", "min", "max"))
     return f"{middle} ({least} \N{EN DASH} {largest})"
 

@@ -43,6 +43,12 @@ def names(text: str) -> list[str]:
     return [name for name in JOBS if name in wanted]
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 def _prepared(folder: Path, jobs: Mapping[str, Job], sizes: Sizes, threads: int) -> dict[str, Any]:
     """Arithmetic and machine; the files that the rows read are in the folder then."""
     data = sorted({name for job in jobs.values() for name in job.data})
@@ -154,7 +160,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", default="a,b,c,d,e", help="letters or names, with commas between them")
     parser.add_argument("--rounds", type=int, help="rounds that are to count")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every row (OMP_NUM_THREADS)")
+    parser.add_argument("--threads", type=int, default=cores(), help="of every row (OMP_NUM_THREADS); every core")
     parser.add_argument("--workers", action="store_true", help="the script with two loading processes, too")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quick", action="store_true", help="one round of a few steps: does everything work?")
@@ -172,7 +178,10 @@ def main() -> int:
         return 0
     sound = measure(chosen, QUICK if given.quick else REAL, given.threads, given.rounds, given.workers, out)
     drawn = carry_out([sys.executable, "-m", "benchmarks.speed.figure", str(out)], environment(1))
-    print(drawn.failure or f"kept in {out} and drawn in {out.with_suffix('.svg')}")
+    picture = (
+        f"drawn in {out.with_suffix('.svg')}" if drawn.lines == [{"drawn": True}] else "no row has a number to draw"
+    )
+    print(drawn.failure or f"kept in {out}; {picture}")
     return 0 if sound and not drawn.failure else 1
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.speed.emitting import emit
 from diabolo.plots import PALETTE, svg_file
 
 TITLES = {
@@ -32,8 +33,8 @@ LABELS = {
     "diabolo-adaptive": "diabolo, adaptive",
     "speedrun": "diabolo, mnist-speedrun",
     "script": "article-style script",
-    "script-workers": "the same, 2 workers",
-    "script-tensors": "the same, TensorDataset",
+    "script-workers": "script, 2 workers",
+    "script-tensors": "script, TensorDataset",
     "eager": "eager tensors, fused Adam",
     "pythae-1000": "pythae, batch 1,000",
     "help": "diabolo --help",
@@ -84,10 +85,9 @@ def _panel(axes: Axes, rows: Mapping[str, Mapping[str, float]], facts: Mapping[s
 
 def main(path: str) -> None:
     figure = drawn(json.loads(Path(path).read_text(encoding="utf-8"))["jobs"])
-    if figure is None:
-        print("nothing to draw: no job has a number")
-        return
-    Path(path).with_suffix(".svg").write_bytes(svg_file(figure, "bench"))
+    if figure is not None:
+        Path(path).with_suffix(".svg").write_bytes(svg_file(figure, "bench"))
+    emit(drawn=figure is not None)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Sizes:
     rounds: int = 3
     epochs: int = 3
     mnist: int | None = None
-    cifar: int = 6400
+    cifar: int = 3200
     pool_epochs: int = 3
     script_epochs: int = 1
     log_p_images: int = 50

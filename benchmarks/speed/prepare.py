@@ -65,7 +65,9 @@ def arithmetic() -> dict[str, float]:
 
 def trained(folder: Path, overrides: list[str], images: int) -> None:
     """A Model 1 for the rows that estimate log p(x), and the test images that they estimate it of."""
-    diabolo.train("mnist-grey", overrides=[*overrides, "train.curve=none"], out=folder / "model1", progress=None)
+    diabolo.train(
+        "mnist-grey", overrides=[*overrides, "train.curve=none"], out=folder / "model1", device="cpu", progress=None
+    )
     test = data.load("mnist", {"binarize": False, "validation": 0}).test
     chosen = evaluation.stratified(test.labels, len(test), images, fold(Settings().seed, "images"))
     np.savez(folder / "log_p.npz", images=test.values[chosen].flatten(1).numpy())

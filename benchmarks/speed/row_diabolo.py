@@ -56,6 +56,7 @@ def train(given: dict[str, Any]) -> None:
         part(given["path"], given["images"]),
         overrides=[*overrides, f"seed={given['seed']}"],
         out=given["out"],
+        device="cpu",
         progress=None,
     )
     for row in run.timing():
@@ -91,6 +92,7 @@ def target(given: dict[str, Any]) -> None:
         part(given["path"], given["images"]),
         overrides=overrides,
         out=out,
+        device="cpu",
         progress=Reached(out, given["target"] + constant, given["at_least"]),
     )
     losses = curve(out / "metrics.jsonl")
@@ -106,7 +108,7 @@ def log_p(given: dict[str, Any]) -> None:
     settings = Settings(
         k=given["k"], images=given["images"], elbo_samples=2, curve_images=0, probes=False, calibration=2, **adaptive
     )
-    found = evaluation.evaluate(given["run"], settings)
+    found = evaluation.evaluate(given["run"], settings, device="cpu")
     emit(
         images=found["log_p"]["n"],
         seconds=found["about"]["seconds"]["importance"],
@@ -136,7 +138,7 @@ def pool(given: dict[str, Any]) -> None:
         Job(out / name.replace(" ", ""), resolve(given["preset"], (*changes, *overrides)).config)
         for name, changes in MODELS.items()
     ]
-    finished = workers.run(jobs, progress=watch)
+    finished = workers.run(jobs, device="cpu", progress=watch)
     alone = [row["seconds"] for run in finished for row in run.timing() if row["stage"] == "train"]
     emit(
         epochs=given["epochs"],
