@@ -39,7 +39,7 @@ class Point:
 
 
 BASE = Point()
-CONV = Point(images=256, side=32, network="conv", width=32, latent=64)
+CONV = Point(images=640, side=32, network="conv", width=32, latent=64)
 LOG_P = Point(images=10, k=1000)
 SERIES: dict[str, list[Point]] = {
     "images": [replace(BASE, images=n) for n in (1024, 2048, 4096, 8192, 16384)],
