@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: reproduce reproduce-full reproduce-autoencoders reproduce-cifar10 reproduce-all smoke test lint types \
-  teeth soak verify-cifar setup clean help
+  teeth soak verify-cifar bench setup clean help
 
 help:
 	@echo "make reproduce   set up, get MNIST, train and evaluate the article's MNIST chapter, write the report"
@@ -19,6 +19,7 @@ help:
 	@echo "make teeth       plant bugs one at a time and check that the tests catch each (many minutes)"
 	@echo "make soak        kill a training run fifty times and compare it with one that nothing happened to (minutes)"
 	@echo "make verify-cifar  the chapter of CIFAR-10 with its checks; the result is kept in results/cifar10"
+	@echo "make bench       time diabolo beside a plain script, eager tensors and pythae in interleaved rounds (half an hour)"
 	@echo "make clean       remove caches (not runs, not data)"
 
 reproduce: $(STAMP)
@@ -58,6 +59,10 @@ soak: $(STAMP)
 verify-cifar: $(STAMP)
 	@$(BIN)/python tools/verify_cifar.py --out results/cifar10
 	@$(BIN)/python tools/verify_cifar.py --out results/cifar10 --plan locality
+
+# In pieces: make bench JOBS=a,c. The machine should be quiet: rounds in which it was not are dropped.
+bench: $(STAMP)
+	@$(BIN)/python -m benchmarks.speed $(if $(JOBS),--jobs $(JOBS))
 
 setup: $(STAMP)
 

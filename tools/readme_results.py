@@ -1,5 +1,5 @@
 """Write the generated parts of both READMEs: the preset table, the results table from a finished MNIST chapter, and those of the
-chapters of autoencoders and CIFAR-10 from what is kept in results/.
+chapters of autoencoders and CIFAR-10 and of `make bench` from what is kept in results/.
 
 The results stay as they are where the chapter is not finished. With --check nothing is written, and the exit code is 1 if
 a file would change.
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 CHAPTER = ROOT / "runs" / "reproduce" / "mnist"
 MEASURES = ROOT / "results" / "autoencoders" / "measures.json"
 CIFAR10 = ROOT / "results" / "cifar10"
+SPEED = ROOT / "results" / "speed" / "bench.json"
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 MODELS = ("Model 1", "Model 2", "Model 3")
@@ -164,6 +165,60 @@ def _facts(evaluations: Mapping[str, Any], directions: Mapping[str, int]) -> dic
 _NETWORKS = ("c1", "c2", "c3", "c4", "c5-leaky", "c5-asymmetric", "c2-optimal", "c4-optimal", "c5-leaky-optimal")
 
 
+def speed(content: Mapping[str, Any], language: str) -> str:
+    """A table of the rows of every job that bench.json holds, with machine and versions; rows without a number are left out.
+
+    Raises:
+        ValueError: if a job was only tried with --quick.
+    """
+    words, rows = WORDS[language], []
+    quick = [name for name, job in content["jobs"].items() if job["about"]["quick"]]
+    if quick:
+        raise ValueError(f"{', '.join(quick)}: numbers of a --quick run mean nothing")
+    for name, job in content["jobs"].items():
+        title, found = words[f"speed_{name}"].format(**job["about"]["sizes"]), job["summary"]
+        beside = {one["slow"]: one["in_round"] for one in found["ratios"] if one["fast"] == "diabolo"}
+        floors = {f"floor-{precision}": {"seconds": took} for precision, took in found["floor"].items()}
+        rows += [
+            _timed(title, words.get(f"speed_row_{key}", key), row, beside.get(key))
+            for key, row in {**floors, **found["rows"]}.items()
+            if row["seconds"]
+        ]
+    counted = [job["summary"]["rounds"] for job in content["jobs"].values()]
+    told = {
+        "machine": "; ".join(dict.fromkeys(_machine(job["about"], words) for job in content["jobs"].values())),
+        "kept": sum(rounds["kept"] for rounds in counted),
+        "dropped": sum(rounds["dropped"] for rounds in counted),
+    }
+    return "\n\n".join([_table(words["speed_columns"], rows), words["speed"].strip().format(**told)])
+
+
+def _timed(job: str, title: str, row: Mapping[str, Any], beside: Mapping[str, float] | None) -> str:
+    cells = [
+        job,
+        title,
+        _between(row["seconds"]),
+        "-" if beside is None else _between(beside),
+        f"{100 * row['share']['median']:.0f} %" if row.get("share") else "-",
+        f"{row['memory'] / 1e6:.0f} MB" if row.get("memory") else "-",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _between(spread: Mapping[str, float]) -> str:
+    """Median (least to largest), to three digits or so."""
+    digits = next((count for count, least in ((1, 10), (2, 1), (3, 0.1)) if spread["median"] >= least), 4)
+    middle, least, largest = (f"{spread[key]:.{digits}f}" for key in ("median", "min", "max"))
+    return f"{middle} ({least} \N{EN DASH} {largest})"
+
+
+def _machine(about: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    names = ("processor", "cores", "memory", "torch", "numpy", "python")
+    shown = {name: about["machine"][name] for name in names}
+    facts = {name: about[name] for name in ("threads", "commit", "pythae")}
+    return words["speed_machine"].format(**shown, **facts, date=about["date"][:10])
+
+
 def _network(title: str, evaluation: Mapping[str, Any], directions: int, words: Mapping[str, str]) -> str:
     active = evaluation["active_units"]
     cells = [
@@ -268,6 +323,9 @@ def rewritten(text: str, language: str, chapter: Path) -> str:
         blocks["autoencoders"] = lambda: autoencoders(measures, language)
     if (CIFAR10 / "measures-locality.json").is_file():
         blocks["cifar10"] = lambda: cifar10(CIFAR10, language)
+    if SPEED.is_file():
+        timings = json.loads(SPEED.read_text(encoding="utf-8"))
+        blocks["speed"] = lambda: speed(timings, language)
     for name, content in blocks.items():
         text = replace_block(text, name, content())
     return text
