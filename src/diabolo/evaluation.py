@@ -28,6 +28,7 @@ from diabolo.images_metrics import WINDOW, ssim
 from diabolo.metrics import (
     Evidence,
     blocked_log_mean_exp,
+    decoded_rows,
     effective_sample_size,
     examples_at_a_time,
     float64,
@@ -48,8 +49,6 @@ logger = logging.getLogger("diabolo")
 BATCH = 500
 #: Values of x that they may hold together: large images go in smaller batches, for the sake of memory.
 BATCH_VALUES = 2**19
-#: Images that are importance-sampled at a time.
-IMPORTANCE_BATCH = 10
 #: The curve of log p against K, unless a setting says otherwise: as many of these, on as many images but never fewer than
 #: CURVE_LEAST, as need no more than CURVE_VALUES decoded values. That is K = 5,000 on 100 images of 28x28.
 CURVE_K = (1, 10, 100, 1000, 5000)
@@ -154,7 +153,14 @@ def _finite(
         if not str(error).startswith("Expected parameter"):  # torch.distributions on parameters outside their range
             raise
         raise DataError(f"{run.path} cannot be measured", f"{why} {str(error).splitlines()[0]}", remedy) from error
-    numbers = (evidence.elbo, evidence.kl, evidence.mse_sample, evidence.distortion, evidence.mse_mean)
+    numbers = (
+        evidence.elbo,
+        evidence.kl,
+        evidence.mse_sample,
+        evidence.distortion,
+        evidence.mse_mean,
+        evidence.log_p,
+    )
     if not all(t.isfinite().all() for t in numbers if t is not None):
         raise DataError(f"{run.path} cannot be measured", why, remedy)
     return evidence, seconds
@@ -396,7 +402,8 @@ def _blocked_variance(log_w: Tensor, k: int) -> Tensor:
 
 
 def _weights(model: Autoencoder, loader: Loader, index: Tensor, k: int, seed: int) -> Iterator[Tensor]:
-    for batch in loader.ordered(IMPORTANCE_BATCH, indices=index):
+    together = max(1, min(BATCH, decoded_rows(model, loader.values) // k))  # images in a full chunk
+    for batch in loader.ordered(together, indices=index):
         yield importance_log_weights(model, batch.x, batch.index.tolist(), k, seed)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Laplace, Normal
 
-from diabolo.models.distributions import ContinuousBernoulli, GreyBernoulli, float32
+from diabolo.models.distributions import ContinuousBernoulli, GreyBernoulli, IndependentBernoulli, float32
 from diabolo.models.networks import Head
 from diabolo.registry import register
 
@@ -84,7 +84,7 @@ class BernoulliLikelihood(Likelihood):
     accepts = ("binary",)
 
     def forward(self, params: Tensor) -> Distribution:
-        return Independent(Bernoulli(logits=float32(params)), params.ndim - 2)
+        return IndependentBernoulli(Bernoulli(logits=float32(params)), params.ndim - 2)
 
 
 @register("likelihood", "bernoulli_relaxed")
@@ -97,7 +97,7 @@ class RelaxedBernoulliLikelihood(Likelihood):
     accepts = ("grey", "binary")
 
     def forward(self, params: Tensor) -> Distribution:
-        return Independent(GreyBernoulli(logits=float32(params)), params.ndim - 2)
+        return IndependentBernoulli(GreyBernoulli(logits=float32(params)), params.ndim - 2)
 
 
 @register("likelihood", "gaussian")
