@@ -168,7 +168,9 @@ class Evidence:
     log_p: Tensor | None = None  # (n,) log mean w over K draws
     log_p_variance: Tensor | None = None  # (n,) its Monte-Carlo variance
     ess: Tensor | None = None  # (n,)
-    k: int = 0
+    k: int | str = 0  # the words of adaptive.words where it is chosen image by image
+    adaptive: dict[str, Any] | None = None  # adaptive.summary then
+    log_p_k: Tensor | None = None  # (n,) draws of each image then
     curve: dict[int, Tensor] | None = None  # K -> (m,)
     curve_variance: dict[int, Tensor] | None = None
     dimensions: int = 0  # D
@@ -247,7 +249,8 @@ def log_p(e: Evidence) -> Entry | None:
     A lower bound in expectation that rises with K. `se` is the gap's, how well the mean over this split is known; where all
     images are sampled it is over images, as the bound's. `se_sampling` is over images in both cases, by the two-phase formula
     S^2(log p) / N + (1/n - 1/N) S^2(gap). `mc_se` is the draws' share, by the delta method: where images have an effective
-    sample size below about 10, a few draws carry the weight and `mc_se` is an underestimate.
+    sample size below about 10, a few draws carry the weight and `mc_se` is an underestimate. `mode` "adaptive": K is
+    chosen for each image (diabolo.adaptive).
 
     Reference: Burda et al. (2016), arXiv:1509.00519, section 5.
     """
@@ -266,6 +269,8 @@ def log_p(e: Evidence) -> Entry | None:
         "unit": e.unit,
         "split": e.split,
         "k": e.k,
+        "mode": "fixed" if e.adaptive is None else "adaptive",
+        **(e.adaptive or {}),
         "bound": "lower bound in expectation",
         "gap": gap,
         "gap_se": gap_se,

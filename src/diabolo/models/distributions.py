@@ -56,9 +56,12 @@ class IndependentBernoulli(Independent):  # type: ignore[type-arg]  # generic in
         logits = base.logits.flatten(first)
         x = value.flatten(first).to(logits.dtype)
         if logits.device.type != "cpu" or (torch.is_grad_enabled() and (logits.requires_grad or x.requires_grad)):
-            return (x * logits - F.softplus(logits, threshold=40)).sum(-1)  # of 40 and 40 + e^-40 float64 sees one
+            # of 40 and log(1 + e^40) float64 sees one number
+            scored: Tensor = (x * logits - F.softplus(logits, threshold=40)).sum(-1)
+            return scored
         with torch.autocast("cpu", enabled=False):  # which would multiply in half precision
-            return torch.einsum("...i,...i->...", logits, x) - sum_softplus(logits)
+            linear: Tensor = torch.einsum("...i,...i->...", logits, x)
+        return linear - sum_softplus(logits)
 
 
 def sum_softplus(logits: Tensor) -> Tensor:
@@ -78,7 +81,8 @@ def _sum_softplus(rows: Tensor) -> Tensor:
     factors, most = rows.abs().sigmoid_(), _SOFTPLUS_FACTORS
     groups = rows.shape[-1] // most
     grouped, rest = factors[:, : groups * most].unflatten(-1, (groups, most)), factors[:, groups * most :]
-    return rows.clamp(min=0).sum(-1) - grouped.prod(-1).log_().sum(-1) - rest.prod(-1).log_()
+    logarithms: Tensor = grouped.prod(-1).log_().sum(-1) + rest.prod(-1).log_()
+    return rows.clamp(min=0).sum(-1) - logarithms
 
 
 class ContinuousBernoulli(Distribution):
