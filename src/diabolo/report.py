@@ -19,7 +19,7 @@ from torch import Tensor
 from diabolo import language, plots, tables
 from diabolo.language import joined, say
 from diabolo.listings import kind_of_values
-from diabolo.recorded import known_again, shown_k
+from diabolo.recorded import known_again
 from diabolo.runs import Run, write_bytes
 from diabolo.tables import Reading
 
@@ -293,7 +293,7 @@ def _environment(lang: str) -> Environment:
         finalize=partial(language.shown, lang=lang),
     )
     environment.filters.update(number=tables.number, seconds=tables.seconds, drawn=partial(_drawn, lang=lang))
-    environment.globals.update(t=partial(_markup, lang), say=say, shown_k=shown_k, lang=lang, tag=language.tag(lang))
+    environment.globals.update(t=partial(_markup, lang), say=say, lang=lang, tag=language.tag(lang))
     return environment
 
 

@@ -57,6 +57,11 @@ class Reading:
         return dict(self.evaluation["about"])
 
     @property
+    def k_shown(self) -> str:
+        """How many draws log p(x) rests on; for runs that have it."""
+        return shown_k(self.evaluation["log_p"]["k"])
+
+    @property
     def normalised(self) -> bool:
         return bool(self.about["normalised"])
 
