@@ -19,6 +19,7 @@ from diabolo.config import Component, RunConfig, resolve
 from diabolo.data import Access, Dataset, from_tensor
 from diabolo.models import build
 from diabolo.models.autoencoder import Autoencoder
+from diabolo.options import k_or_se
 from diabolo.progress import Progress
 from diabolo.results import Evaluation, Run
 from diabolo.session import InterruptedRun
@@ -109,7 +110,8 @@ def evaluate(
     data: Array | Dataset | None = None,
     *,
     labels: Array | None = None,
-    k: int = 1000,
+    k: int | None = None,
+    se: float | None = None,
     images: int = 500,
     access: Access | None = None,
     device: str = "auto",
@@ -121,13 +123,18 @@ def evaluate(
         run: a run or its directory.
         data, labels: the same arrays as in training, for a run that was trained on arrays; one that `train` returned still has
             them.
-        k, images: draws of z and number of images for log p(x) by importance sampling.
+        k, images: draws of z (1,000) and number of images for log p(x) by importance sampling.
+        se: instead of k, as many draws for each image as make its Monte-Carlo standard error `se` nats (diabolo.adaptive).
         progress: as in `train`.
 
     Raises:
         DataError: if the data are not those of the run.
+        UsageError: for k and se together, or a value that cannot be honoured.
     """
-    dataset, settings = _dataset_of(run, data, labels), evaluation.Settings(k=k, images=images)
+    k_or_se(k, se)
+    dataset = _dataset_of(run, data, labels)
+    draws = evaluation.Settings.k if k is None else k
+    settings = evaluation.Settings(k=draws, se=se, images=images)
     with interactive.chosen(progress) as shown:
         found = evaluation.evaluate(_path(run), settings, data=dataset, access=access, device=device, progress=shown)
     return Evaluation(found)

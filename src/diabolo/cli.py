@@ -27,6 +27,7 @@ from diabolo.errors import DiaboloError, UsageError, not_finite
 from diabolo.options import DataOptions, Device, Imports, Json, Lang, Override, RunPath
 from diabolo.options import existing_run as _existing_run
 from diabolo.options import import_modules as _import
+from diabolo.options import k_or_se as _k_or_se
 from diabolo.options import say as _say
 from diabolo.progress import Progress
 from diabolo.verbs import packing
@@ -121,6 +122,12 @@ def evaluate(
     *,
     split: Annotated[Literal["test", "validation", "train"], Parameter(help="The split to measure on.")] = "test",
     k: Annotated[int | None, Parameter(help="Draws of z for log p(x) (1,000); 0: it is not estimated.")] = None,
+    se: Annotated[
+        float | None,
+        Parameter(
+            help="Instead of --k: draws for each image until the Monte-Carlo SE of its log p(x), in nats, is SE."
+        ),
+    ] = None,
     images: Annotated[int | None, Parameter(help="Images for log p(x), stratified; 0 for all (500).")] = None,
     elbo_samples: Annotated[int | None, Parameter(help="Draws of z for the bound on every image (10).")] = None,
     full: Annotated[bool, Parameter(help="K = 5,000 on all images.")] = False,
@@ -131,7 +138,8 @@ def evaluate(
 ) -> int:
     """Measure a run: ELBO, log p(x) by importance sampling, rate, distortion, errors, active units, probes."""
     _import(import_)
-    given: dict[str, Any] = {"split": split, "k": k, "images": images, "elbo_samples": elbo_samples}
+    _k_or_se(5000 if full and k is None else k, se)
+    given: dict[str, Any] = {"split": split, "k": k, "se": se, "images": images, "elbo_samples": elbo_samples}
     if full:
         given |= {"k": given["k"] or 5000, "images": given["images"] or 0}
     _existing_run(run)

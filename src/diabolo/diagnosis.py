@@ -15,6 +15,7 @@ from diabolo.data import Access, Dataset
 from diabolo.engine import own_randomness, pick_device
 from diabolo.examination import Examination, NotFinite, Unreachable
 from diabolo.findings import CHECKS, Check, Diagnosis, Finding, Outcome, Remark, Sound, Unchecked, check
+from diabolo.recorded import shown_k
 from diabolo.runs import Run
 
 #: Limits; each check's docstring says why they lie there.
@@ -366,7 +367,7 @@ def importance_sampling(e: Examination) -> Outcome:
     if log_p is None:
         return Unchecked("importance sampling", "the evaluation holds no log p(x)")
     sizes = f"tenth percentile {log_p['ess_p10']:.1f}, median {log_p['ess_median']:.1f}"
-    measured = f"effective sample size of K = {log_p['k']:,}: {sizes}"
+    measured = f"effective sample size of K = {shown_k(log_p['k'])}: {sizes}"
     if log_p["ess_p10"] >= 10:
         return Sound("importance sampling", measured, "a remark below 10")
     return Remark("importance sampling", f"{measured}: log p(x) is low and its mc_se an underestimate on these images")

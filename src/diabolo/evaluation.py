@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
+from diabolo import adaptive, registry, runs
 from diabolo import data as data_module
-from diabolo import registry, runs
 from diabolo.code_length import bits, code_length, dequantized
 from diabolo.data import Access, Dataset, DataSpec, Loader
 from diabolo.data.levels import entropy_floor
@@ -28,7 +29,7 @@ from diabolo.images_metrics import WINDOW, ssim
 from diabolo.metrics import (
     Evidence,
     blocked_log_mean_exp,
-    effective_sample_size,
+    decoded_rows,
     examples_at_a_time,
     float64,
     importance_log_weights,
@@ -39,6 +40,7 @@ from diabolo.metrics import (
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.distributions import keyed_sample
 from diabolo.models.objectives import log_mean_exp
+from diabolo.options import k_or_se
 from diabolo.progress import Progress
 from diabolo.seeds import fold, mix
 
@@ -48,8 +50,6 @@ logger = logging.getLogger("diabolo")
 BATCH = 500
 #: Values of x that they may hold together: large images go in smaller batches, for the sake of memory.
 BATCH_VALUES = 2**19
-#: Images that are importance-sampled at a time.
-IMPORTANCE_BATCH = 10
 #: Training images that probes are fitted to, at most, stratified: the nearest of them is looked for among all, pair by pair.
 PROBED = 60_000
 #: The curve of log p against K, unless a setting says otherwise: as many of these, on as many images but never fewer than
@@ -62,10 +62,10 @@ CURVE_VALUES = 400_000_000
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How a run is measured. `k` draws for log p(x) (0: it is not estimated) on `images` stratified images (0, or more than
-    there are: all), `elbo_samples` draws for the
-    bound on every image, the curve of log p against `curve_k` on `curve_images` of them (None: K up to 5,000, less for large
-    images, as `CURVE_VALUES` allows); `probes` fits classifiers; the sigma of a calibrated Gaussian is set on `calibration`
-    training images (0, or more than there are: all)."""
+    there are: all), or with `se` as many draws for each image as make its Monte-Carlo standard error `se` nats (None: `k`; see
+    diabolo.adaptive). `elbo_samples` draws for the bound on every image, the curve of log p against `curve_k` on
+    `curve_images` of them (None: K up to 5,000, less for large images, as `CURVE_VALUES` allows); `probes` fits classifiers;
+    the sigma of a calibrated Gaussian is set on `calibration` training images (0, or more than there are: all)."""
 
     split: str = "test"
     k: int = 1000
@@ -76,6 +76,7 @@ class Settings:
     probes: bool = True
     calibration: int = 10_000
     seed: int = 0
+    se: float | None = None
 
 
 FULL = Settings(k=5000, images=0)
@@ -156,7 +157,14 @@ def _finite(
         if not str(error).startswith("Expected parameter"):  # torch.distributions on parameters outside their range
             raise
         raise DataError(f"{run.path} cannot be measured", f"{why} {str(error).splitlines()[0]}", remedy) from error
-    numbers = (evidence.elbo, evidence.kl, evidence.mse_sample, evidence.distortion, evidence.mse_mean)
+    numbers = (
+        evidence.elbo,
+        evidence.kl,
+        evidence.mse_sample,
+        evidence.distortion,
+        evidence.mse_mean,
+        evidence.log_p,
+    )
     if not all(t.isfinite().all() for t in numbers if t is not None):
         raise DataError(f"{run.path} cannot be measured", why, remedy)
     return evidence, seconds
@@ -165,7 +173,14 @@ def _finite(
 def evaluation_source_hash() -> str:
     """SHA-256 of the source that decides what an evaluation gives."""
     return runs.source_hash(
-        "models", "data", "metrics.py", "code_length.py", "images_metrics.py", "evaluation.py", "seeds.py"
+        "models",
+        "data",
+        "adaptive.py",
+        "metrics.py",
+        "code_length.py",
+        "images_metrics.py",
+        "evaluation.py",
+        "seeds.py",
     )
 
 
@@ -175,6 +190,8 @@ def _check(settings: Settings) -> None:
             raise UsageError(f"{name}={getattr(settings, name)} is refused", f"It must be at least {least}.")
     if any(k < 1 for k in settings.curve_k or ()):
         raise UsageError(f"curve_k={settings.curve_k} is refused", "Each K must be at least 1.")
+    if settings.se is not None:
+        k_or_se(None if settings.k == Settings.k else settings.k, settings.se)
     if settings.images == 1 or settings.curve_images == 1:
         raise UsageError("one image has no standard error", remedy="Take at least two.")
 
@@ -330,23 +347,38 @@ def _importance(
 ) -> dict[str, Any]:
     count = min(settings.images or len(loader), len(loader))
     index = stratified(labels, len(loader), count, fold(settings.seed, "images"))
-    progress.start(f"log p(x), K = {settings.k}", len(index))
-    seed, found = fold(settings.seed, "importance"), []
-    for log_w in _weights(model, loader, index, settings.k, seed):
-        found.append((log_mean_exp(log_w), log_p_variance(log_w), effective_sample_size(log_w)))
-        progress.advance(log_w.shape[1])
+    seed, weights = fold(settings.seed, "importance"), partial(_weights, model, loader)
+    more: dict[str, Any] = {}
+    if settings.se is None:
+        plan = adaptive.constant(count, settings.k)
+    else:
+        plan = adaptive.plan(weights, index, settings.se, seed)
+    k = settings.k if settings.se is None else adaptive.words(settings.se)
+    progress.start(f"log p(x), K = {k}", count)
+    found = adaptive.estimates(weights, index, plan.k, seed, progress.advance)
     progress.finish()
-    log_p, variance, ess = (torch.cat(column) for column in zip(*found))
+    if settings.se is not None:
+        more = {"adaptive": adaptive.summary(plan, found, settings.se), "log_p_k": plan.k}
+        _say_shortfall(more["adaptive"], count, progress)
     curve, curve_variance = _curve(model, loader, labels, index, settings, progress)
     return {
         "index": index,
-        "log_p": log_p,
-        "log_p_variance": variance,
-        "ess": ess,
-        "k": settings.k,
+        "log_p": found.log_p,
+        "log_p_variance": found.variance,
+        "ess": found.ess,
+        "k": k,
+        **more,
         "curve": curve,
         "curve_variance": curve_variance,
     }
+
+
+def _say_shortfall(summary: dict[str, Any], images: int, progress: Progress) -> None:
+    if summary["within"] < images:
+        progress.say(
+            f"log p(x): {images - summary['within']:,} of {images:,} images miss the standard error of {summary['se_asked']:g} "
+            f"nats or its bias; {summary['at_ceiling']:,} of all stopped at the ceiling, K = {summary['ceiling']:,}"
+        )
 
 
 def _curve(
@@ -405,7 +437,8 @@ def _blocked_variance(log_w: Tensor, k: int) -> Tensor:
 
 
 def _weights(model: Autoencoder, loader: Loader, index: Tensor, k: int, seed: int) -> Iterator[Tensor]:
-    for batch in loader.ordered(IMPORTANCE_BATCH, indices=index):
+    together = max(1, min(BATCH, decoded_rows(model, loader.values) // k))  # images in a full chunk
+    for batch in loader.ordered(together, indices=index):
         yield importance_log_weights(model, batch.x, batch.index.tolist(), k, seed)
 
 
@@ -445,6 +478,7 @@ def _per_image(e: Evidence) -> dict[str, Tensor]:
     return {
         **{name: t for name, t in columns.items() if t is not None},
         **({} if e.index is None else {"log_p_index": e.index}),
+        **({} if e.log_p_k is None else {"log_p_k": e.log_p_k}),
     }
 
 
@@ -458,6 +492,7 @@ def _about(
     return {
         "schema": runs.SCHEMA,
         **asdict(settings),
+        **({} if settings.se is None else {"k": adaptive.words(settings.se)}),
         "curve": _about_curve(settings, evidence),
         "n": len(split),
         "data": dataset.spec.name,

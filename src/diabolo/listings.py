@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from diabolo.recorded import shown_k
+
 if TYPE_CHECKING:
     from diabolo.config import Resolved
     from diabolo.data.manage import Row
@@ -97,9 +99,19 @@ def _numbers(result: Mapping[str, Any]) -> str:
     of = "images" if log_p["se"] == log_p["plain_se"] else "the mean gap"
     few = "" if log_p["ess_p10"] >= 10 else " (a few draws carry some images: their log p(x) is low)"
     return (
-        f"{unit}, value +- standard error over images; log p(x): K = {log_p['k']:,} on n = {log_p['n']:,}, +- that of {of}, "
+        f"{unit}, value +- standard error over images; log p(x): K = {_draws(log_p)} on n = {log_p['n']:,}, +- that of {of}, "
         f"effective sample size: median {log_p['ess_median']:.1f}, tenth percentile {log_p['ess_p10']:.1f}{few}; "
         f"MSE per {_value(unit)}"
+    )
+
+
+def _draws(log_p: Mapping[str, Any]) -> str:
+    """K, and where each image has its own what it came to and how many images it was not enough for."""
+    if log_p.get("mode") != "adaptive":
+        return shown_k(log_p["k"])
+    return (
+        f"{shown_k(log_p['k'])}, median {log_p['k_median']:,}, {log_p['at_ceiling']:,} at the ceiling of "
+        f"{log_p['ceiling']:,}, {log_p['within']:,} within SE and bias,"
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from diabolo.models.autoencoder import Autoencoder, Inference, Latent
-from diabolo.models.distributions import keyed_sample
+from diabolo.models.distributions import keyed_sample, unchecked
 from diabolo.models.objectives import Objective, log_mean_exp
 from diabolo.registry import register
 from diabolo.seeds import mix
@@ -25,8 +25,10 @@ Entry = dict[str, Any]
 
 #: A latent dimension is used if its posterior mean varies by more than this over the data (Burda et al., 2016).
 ACTIVE_VARIANCE = 0.01
-#: Values of x that one chunk of decoded samples may hold: 2^22 floats are 16 MB, which stays near the processor's caches.
-CHUNK_VALUES = 2**22
+#: Values of x that one chunk of decoded samples may hold. On a processor 2^20, 1,337 images of 28x28, is where a large matrix
+#: product is fast and what the likelihood reads is still near; accelerators want larger pieces.
+CHUNK_VALUES = {"cpu": 2**20}
+_ACCELERATOR_VALUES = 2**22
 #: Past every warm-up, so that curves of different epochs show the same objective.
 _LAST_STEP = 2**62
 
@@ -65,23 +67,40 @@ def keyed_terms(
     return objective.terms(inference, x, _LAST_STEP)
 
 
+def decoded_rows(model: Autoencoder, x: Tensor, chunk_values: int | None = None) -> int:
+    """How many decoded examples of the shape of x (B, *data) one chunk holds: what is fast on x's device, or what holds
+    `chunk_values` values of x; at least 1."""
+    values = CHUNK_VALUES.get(x.device.type, _ACCELERATOR_VALUES) if chunk_values is None else chunk_values
+    return examples_at_a_time(model, x.shape[1], values // math.prod(x.shape[1:]))
+
+
 def importance_log_weights(
     model: Autoencoder,
     x: Tensor,
     index: Sequence[int],
     samples: int,
     seed: int,
-    chunk_values: int = CHUNK_VALUES,
+    chunk_values: int | None = None,
 ) -> Tensor:
     """log w_k = log p(x, z_k) - log q(z_k | x), (K, B) float64 on the CPU; exactly K = `samples` draws.
 
-    x is encoded once; all K draws of an image come from one call, then are decoded in chunks bounded by memory, so that any
-    chunking gives the same numbers up to rounding.
+    x is encoded once; all K draws of an image come from one call, then are decoded in chunks (`decoded_rows`), so that any
+    chunking gives the same numbers up to rounding. The first draw is scored with the checks of the distributions on, as x is
+    the same for all others; parameters that are no numbers further on give weights that are none.
+
+    Raises:
+        ValueError: for x outside the likelihood's support, or parameters outside their range.
     """
     q, prior = model.encode(x), model.prior(None, model.encode)
     z = keyed_sample(q, samples, [mix(seed, i) for i in index])  # (K, B, d)
-    draws = examples_at_a_time(model, x.shape[1], chunk_values // x.numel())
-    parts = [Inference(model.decode(part), [Latent(part, q, prior)]).log_weight(x) for part in z.split(draws)]
+
+    def log_weight(part: Tensor) -> Tensor:
+        return Inference(model.decode(part), [Latent(part, q, prior)]).log_weight(x)
+
+    parts = [log_weight(z[:1])]
+    with unchecked():
+        draws = max(1, decoded_rows(model, x, chunk_values) // len(x))
+        parts += [log_weight(part) for part in (z[1:].split(draws) if samples > 1 else ())]
     return float64(torch.cat(parts))
 
 
@@ -149,7 +168,9 @@ class Evidence:
     log_p: Tensor | None = None  # (n,) log mean w over K draws
     log_p_variance: Tensor | None = None  # (n,) its Monte-Carlo variance
     ess: Tensor | None = None  # (n,)
-    k: int = 0
+    k: int | str = 0  # the words of adaptive.words where it is chosen image by image
+    adaptive: dict[str, Any] | None = None  # adaptive.summary then
+    log_p_k: Tensor | None = None  # (n,) draws of each image then
     curve: dict[int, Tensor] | None = None  # K -> (m,)
     curve_variance: dict[int, Tensor] | None = None
     dimensions: int = 0  # D
@@ -228,7 +249,8 @@ def log_p(e: Evidence) -> Entry | None:
     A lower bound in expectation that rises with K. `se` is the gap's, how well the mean over this split is known; where all
     images are sampled it is over images, as the bound's. `se_sampling` is over images in both cases, by the two-phase formula
     S^2(log p) / N + (1/n - 1/N) S^2(gap). `mc_se` is the draws' share, by the delta method: where images have an effective
-    sample size below about 10, a few draws carry the weight and `mc_se` is an underestimate.
+    sample size below about 10, a few draws carry the weight and `mc_se` is an underestimate. `mode` "adaptive": K is
+    chosen for each image (diabolo.adaptive).
 
     Reference: Burda et al. (2016), arXiv:1509.00519, section 5.
     """
@@ -247,6 +269,8 @@ def log_p(e: Evidence) -> Entry | None:
         "unit": e.unit,
         "split": e.split,
         "k": e.k,
+        "mode": "fixed" if e.adaptive is None else "adaptive",
+        **(e.adaptive or {}),
         "bound": "lower bound in expectation",
         "gap": gap,
         "gap_se": gap_se,

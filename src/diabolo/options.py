@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,6 +71,22 @@ def import_modules(modules: Sequence[str]) -> None:
             raise UsageError(f"--import {module} fails", f"{type(error).__name__}: {error}") from error
         finally:
             sys.path.pop(0)
+
+
+def k_or_se(k: int | None, se: float | None) -> None:
+    """Refuse a number of draws beside a standard error, and one that is no standard error.
+
+    Raises:
+        UsageError: for both, or for se <= 0.
+    """
+    if se is None:
+        return
+    if k is not None:
+        raise UsageError(
+            f"k={k} and se={se} together are refused", "Each says how many draws log p(x) takes.", "Give one of them."
+        )
+    if not 0 < se < math.inf:
+        raise UsageError(f"se={se} is refused", "It is a standard error in nats, above 0.", "For example: se=0.05")
 
 
 def existing_run(path: Path) -> None:

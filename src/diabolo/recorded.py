@@ -7,7 +7,7 @@ from string import Formatter
 
 from diabolo.language import say
 
-#: When the loss was measured, and how far training had come: written by `training` and `evaluation`, in the order of trying.
+#: When the loss was measured, how far training had come, a K that varies: by `training` and `evaluation`, in order of trying.
 _FORMS = (
     say("at the first step"),
     say("with the weights that were kept"),
@@ -16,11 +16,17 @@ _FORMS = (
     say("of epoch {epoch}, the lowest validation loss so far", epoch=""),
     say("of step {step}, for no epoch has a validation loss yet", step=""),
     say("of step {step}", step=""),
+    say("adaptive (SE <= {se})", se=""),
     say("interrupted"),
     say("running"),
     say("diverged"),
     say("failed"),
 )
+
+
+def shown_k(k: int | str) -> str:
+    """The number of draws as text, or the words that are kept where each image has its own."""
+    return f"{k:,}" if isinstance(k, int) else known_again(k)
 
 
 def known_again(text: str) -> str:

@@ -17,6 +17,7 @@ from diabolo import data as data_module
 from diabolo import inspection, pictures, plots, runs, tables
 from diabolo.data import Dataset, Loader
 from diabolo.errors import DataError, UsageError
+from diabolo.recorded import shown_k
 
 #: The quantities that training logs for every epoch.
 QUANTITIES = ("loss", "distortion", "rate")
@@ -88,7 +89,7 @@ class Evaluation(Mapping[str, Any]):
         ]
 
     def _label(self, name: str) -> str:
-        return f"{name} (K = {self._found[name]['k']:,})" if "k" in self._found[name] else name
+        return f"{name} (K = {shown_k(self._found[name]['k'])})" if "k" in self._found[name] else name
 
     def __repr__(self) -> str:
         rows = [("metric", "value", "+- se", "unit", "n"), *self._rows()]

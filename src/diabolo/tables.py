@@ -15,7 +15,7 @@ from torch import Tensor
 from diabolo import config
 from diabolo.errors import DataError
 from diabolo.language import say
-from diabolo.recorded import known_again
+from diabolo.recorded import known_again, shown_k
 
 if TYPE_CHECKING:
     from diabolo.runs import Run
@@ -55,6 +55,11 @@ class Reading:
     @property
     def about(self) -> Mapping[str, Any]:
         return dict(self.evaluation["about"])
+
+    @property
+    def k_shown(self) -> str:
+        """How many draws log p(x) rests on; for runs that have it."""
+        return shown_k(self.evaluation["log_p"]["k"])
 
     @property
     def normalised(self) -> bool:
@@ -331,7 +336,7 @@ def estimate_rows(readings: Sequence[Reading]) -> list[tuple[str, list[str], str
             say("log p(x): plain mean of the subset"),
             lambda e: f"{number(e['log_p']['plain_mean'])} \u00b1 {number(e['log_p']['plain_se'])}",
         ),
-        row(say("log p(x): K, images"), lambda e: f"{e['log_p']['k']:,}, {e['log_p']['n']:,}"),
+        row(say("log p(x): K, images"), lambda e: f"{shown_k(e['log_p']['k'])}, {e['log_p']['n']:,}"),
         row(say("Effective sample size, median"), lambda e: number(e["log_p"]["ess_median"], 1)),
         row(say("Effective sample size, smallest"), lambda e: number(e["log_p"]["ess_min"], 1)),
     ]

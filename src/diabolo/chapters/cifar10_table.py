@@ -8,6 +8,7 @@ from typing import Any
 
 from diabolo.chapters.cifar10_article import ARTICLE, CONTROL, NAMES, VARIANCE
 from diabolo.language import joined, say
+from diabolo.recorded import shown_k
 from diabolo.tables import Cell, number
 
 #: Column -> its head, the unit below it, and how many decimals are printed.
@@ -62,7 +63,7 @@ def groups(found: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -
         columns = {metric: head for metric, head in COLUMNS.items() if any(metric in runs[name] for name in names)}
         if "log_p" in columns:
             measured = next(runs[name]["log_p"] for name in names if "log_p" in runs[name])
-            unit = say("K = {k}, n = {n}", k=f"{measured['k']:,}", n=f"{measured['n']:,}")
+            unit = say("K = {k}, n = {n}", k=shown_k(measured["k"]), n=f"{measured['n']:,}")
             columns["log_p"] = (COLUMNS["log_p"][0], unit, COLUMNS["log_p"][2])
         rows = [_row(place, name, runs[name], configs[name], columns) for place, name in enumerate(names, 1)]
         made.append(Group(family, permuted, columns, rows))

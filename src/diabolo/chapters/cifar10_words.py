@@ -18,6 +18,7 @@ from diabolo.chapters.cifar10_article import (
     dropped_constant,
 )
 from diabolo.language import joined, say
+from diabolo.recorded import shown_k
 from diabolo.tables import number, signed
 
 Found = Mapping[str, Any]
@@ -209,7 +210,7 @@ def _estimates(found: Found) -> list[str]:
         say(
             "L_K is the importance-weighted bound with K = {k} on {n} images. It is called log p(x) only where the median "
             "effective sample size (ESS) exceeds 10; elsewhere a few draws carry it, and it is a bound.",
-            k=f"{measured['k']:,}",
+            k=shown_k(measured["k"]),
             n=f"{measured['n']:,}",
         )
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from diabolo.chapters.mnist_article import PUBLISHED
 from diabolo.language import joined, say
+from diabolo.recorded import shown_k
 from diabolo.report import Note
 from diabolo.tables import number, signed
 
@@ -250,7 +251,7 @@ def _estimate(e: Evaluation) -> Note:
             "Model 1 on {n} images: {curve}. Table 4-1 uses K = {k}.",
             n=f"{e['log_p_curve']['n']:,}",
             curve=joined("{before}, {after}", points),
-            k=f"{e['log_p']['k']:,}",
+            k=shown_k(e["log_p"]["k"]),
         ),
         say(
             "MLE means maximum-likelihood estimation. This is log p(x) by importance sampling: a lower bound in "
@@ -332,7 +333,7 @@ def _not_stated(e: Evaluation, config: Mapping[str, Any]) -> Note:
             seed=config.get("seed", "?"),
             epochs=train.get("epochs", "?"),
             split=e["about"]["split"],
-            k=f"{importance['k']:,}",
+            k=shown_k(importance["k"]),
             n=f"{importance['n']:,}",
             nearer=_which_mse(e),
         ),

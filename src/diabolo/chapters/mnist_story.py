@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from diabolo.chapters.mnist_article import FIGURES, MACHINE, PUBLISHED, REFERENCES
 from diabolo.chapters.mnist_notes import Evaluation, each, nats, notes, value
 from diabolo.language import joined, say
+from diabolo.recorded import shown_k
 from diabolo.report import Convention, Story
 from diabolo.tables import REQUIRED, Reading, number, read, signed
 
@@ -34,7 +35,7 @@ def causes(grey: Sequence[Evaluation]) -> list[str]:
             "A wider gap is the mark of an encoder that is not yet trained out, or of a larger K.",
             article=" / ".join(number(a["gap"]) for a in article),
             ours=each(grey, "gap"),
-            k=f"{grey[0]['log_p']['k']:,}",
+            k=shown_k(grey[0]["log_p"]["k"]),
         ),
         say(
             "Likely: its models 2 and 3 saw fewer updates (fewer epochs, or a larger batch), since ELBO, log p(x) and "
@@ -81,8 +82,8 @@ def reading(grey: Sequence[Evaluation], binarized: Sequence[Evaluation]) -> list
         say(
             "log p(x): importance sampling with K = {grey} (binarised: K = {binarised}), a lower bound in expectation; "
             "compare only equal K.",
-            grey=f"{grey[0]['log_p']['k']:,}",
-            binarised=f"{binarized[0]['log_p']['k']:,}",
+            grey=shown_k(grey[0]["log_p"]["k"]),
+            binarised=shown_k(binarized[0]["log_p"]["k"]),
         ),
         say(
             "Errors: the sampling error over images is far larger than the Monte-Carlo error over z. Models are "
@@ -124,7 +125,7 @@ def summary(grey: Sequence[Evaluation], binarized: Sequence[Evaluation]) -> list
             nats(binarized[0], "log_p"),
             say(
                 "nats per image, K = {k}; ELBO {elbo}. Comparable with published numbers",
-                k=f"{binarized[0]['log_p']['k']:,}",
+                k=shown_k(binarized[0]["log_p"]["k"]),
                 elbo=nats(binarized[0], "elbo"),
             ),
         ),

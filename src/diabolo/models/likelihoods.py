@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Laplace, Normal
 
-from diabolo.models.distributions import ContinuousBernoulli, GreyBernoulli, float32
+from diabolo.models.distributions import ContinuousBernoulli, GreyBernoulli, IndependentBernoulli, float32
 from diabolo.models.networks import Head
 from diabolo.registry import register
 
@@ -91,7 +91,7 @@ class BernoulliLikelihood(Likelihood):
     accepts = ("binary",)
 
     def forward(self, params: Tensor) -> Distribution:
-        return Independent(Bernoulli(logits=float32(params)), params.ndim - 2)
+        return IndependentBernoulli(Bernoulli(logits=float32(params)), params.ndim - 2)
 
     def start_at(self, mean: Tensor) -> Tensor:
         return torch.logit(mean, LEAST_PROBABILITY)
@@ -107,7 +107,7 @@ class RelaxedBernoulliLikelihood(Likelihood):
     accepts = ("grey", "binary")
 
     def forward(self, params: Tensor) -> Distribution:
-        return Independent(GreyBernoulli(logits=float32(params)), params.ndim - 2)
+        return IndependentBernoulli(GreyBernoulli(logits=float32(params)), params.ndim - 2)
 
     def start_at(self, mean: Tensor) -> Tensor:
         return torch.logit(mean, LEAST_PROBABILITY)

@@ -13,6 +13,7 @@ from rich.table import Table
 from diabolo.errors import DataError, UsageError
 from diabolo.listings import megabytes, plain, table
 from diabolo.options import DataOptions, Device, Imports, Json, RunPath, existing_run, import_modules
+from diabolo.recorded import shown_k
 from diabolo.verbs.shared import (
     Answer,
     Overwrite,
@@ -53,7 +54,7 @@ def _compared(found: Comparison) -> tuple[str | Table, ...]:
     c, names = found.conditions, list(found.groups[0].metrics)
     shown = _short_names([run for group in found.groups for run in group.runs])
     heading = f"data {c['data']}, {c['split']} split, n = {c['n']:,}, likelihood family {c['likelihood family']}"
-    sampled = f"log p(x): K = {c['K']:,}; " if "log_p" in names else ""
+    sampled = f"log p(x): K = {shown_k(c['K'])}; " if "log_p" in names else ""
     numbers = f"{c['unit']}; {sampled}{c['bound or estimate']}; data hash {c['data hash'][:12]}"
     groups = table("configuration", "runs", "seeds", *names)
     for group in found.groups:
