@@ -24,16 +24,17 @@ from diabolo import data as data_module
 from diabolo.config import RunConfig
 from diabolo.data import Access, Dataset, Loader
 from diabolo.data.scan import Facts, check, scan
+from diabolo.distributed import Processes, join
 from diabolo.durations import written
-from diabolo.engine import environment, own_randomness, pick_device
+from diabolo.engine import environment, own_randomness
 from diabolo.errors import DiaboloError, DivergedError, UsageError
-from diabolo.metrics import examples_at_a_time, mean_terms
+from diabolo.metrics import examples_at_a_time, summed_terms
 from diabolo.models.build import build_model, build_objective, check_objective
 from diabolo.models.distributions import unchecked
 from diabolo.models.objectives import Objective, Terms
 from diabolo.progress import Progress
 from diabolo.seeds import fold
-from diabolo.session import InterruptedRun, locked, logged_to, stopped_by_signals
+from diabolo.session import InterruptedRun, locked, logged_to, silent, stopped_by_signals
 
 logger = logging.getLogger("diabolo")
 
@@ -111,13 +112,20 @@ class Trainer:
     """One run in progress: everything the loop touches, built in the order that makes it reproducible."""
 
     def __init__(
-        self, config: RunConfig, dataset: Dataset, path: Path, device: torch.device, progress: Progress
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        path: Path,
+        device: torch.device,
+        progress: Progress,
+        processes: Processes | None = None,
     ) -> None:
         self.config, self.dataset, self.path, self.device, self.progress = config, dataset, path, device, progress
+        self.processes = processes or Processes(device)
         torch.manual_seed(fold(config.seed, "init"))  # before the model is built
         self.model = build_model(config.model.to_dict(), dataset.spec).to(device)
         self.objective = build_objective(config.objective.to_dict(), dataset.spec)
-        self.step = Step(self.model, self.objective)
+        self.step = self.processes.wrapped(Step(self.model, self.objective))
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.train.lr, fused=True)
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
         self.loader = Loader(dataset, "train", device)
@@ -146,16 +154,19 @@ class Trainer:
         self.progress.advance(self.position.step)
         while self.position.epoch <= train.epochs:
             began, skip = time.monotonic(), self.position.batch
-            epoch = self.loader.shuffled(train.batch, self.config.seed, self.position.epoch, skip=skip)
+            seed, share = self.config.seed, self.processes.share
+            epoch = self.loader.shuffled(train.batch, seed, self.position.epoch, skip=skip, share=share)
             for batch in islice(epoch, batches - skip):
                 self._take_step(batch.x, batch.y)
                 if train.checkpoint_every and self.position.step % train.checkpoint_every == 0:
                     self.save()
-                if self.stop_code or time.monotonic() >= deadline:
+                code, late = self.processes.agreed(self.stop_code, time.monotonic() >= deadline)
+                if code or late:
                     self._lap("train", began)
                     self.save()
-                    if self.stop_code:
-                        raise InterruptedRun(self.path, self.stop_code)
+                    if code:
+                        self.stop_code = code
+                        raise InterruptedRun(self.path, code)
                     return
             self._end_epoch(self._lap("train", began))
         self.progress.finish()
@@ -168,19 +179,17 @@ class Trainer:
 
     def _take_step(self, x: Tensor, y: Tensor | None) -> None:
         here, train = self.position, self.config.train
-        torch.manual_seed(fold(self.config.seed, "step", here.step))
+        torch.manual_seed(fold(self.config.seed, "step", here.step, *self.processes.words))
         self.step.train()
         with unchecked():
-            terms = self.step(x, y, here.step)
-        names = list(terms)
-        loss = terms["loss"].mean()
+            terms = self.step(*self.processes.fed(x, y), here.step)
+        loss, means, examples = self.processes.reduced(terms, x.shape[0])  # of the whole batch
         self.optimiser.zero_grad()
-        means = dict(zip(names, torch.stack([terms[name].detach().mean() for name in names]).tolist()))
-        taken = all(map(math.isfinite, means.values())) and self._descend(loss)
+        taken = all(map(math.isfinite, means.values())) and self._descend(loss, x.shape[0] / examples)
         here.step, here.batch = here.step + 1, here.batch + 1
         here.skipped_in_a_row = 0 if taken else here.skipped_in_a_row + 1
         if taken:
-            here.add(means, x.shape[0])
+            here.add(means, examples)
         else:
             self._skipped(means)
         if taken and here.step % train.log_every == 0:
@@ -188,13 +197,13 @@ class Trainer:
                 "step": here.step,
                 "epoch": here.epoch,
                 "split": "batch",
-                "examples": x.shape[0],
+                "examples": examples,
                 **means,
             })
         self.progress.advance(1, f"epoch {here.epoch}/{train.epochs}  loss {means['loss']:.2f}")
 
-    def _descend(self, loss: Tensor) -> bool:
-        """Take the step, unless the gradient is not finite: then nothing changes."""
+    def _descend(self, loss: Tensor, weight: float) -> bool:
+        """Take the step, unless the gradient is not finite: then nothing changes. `weight`: this process's part of the batch."""
         loss.backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
@@ -204,6 +213,7 @@ class Trainer:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.train.clip, norm)
         self.optimiser.step()
         after_step(self.step)
+        self.processes.average_statistics(self.step, weight)
         if self.average:
             self.average.update(self.model)
         return True
@@ -267,8 +277,7 @@ class Trainer:
         began = time.monotonic()
         with self._deployed():
             size = examples_at_a_time(self.model, self.dataset.spec.shape[0], 500)
-            batches = Loader(self.dataset, name, self.device).ordered(size)
-            means = mean_terms(self.model, self.objective, batches, fold(self.config.seed, "curve"))
+            means = self._means_of(name, size)
         self._lap("curve", began)
         here = self.position
         return {
@@ -278,6 +287,14 @@ class Trainer:
             "examples": len(self.dataset.split(name)),
             **{term: value if math.isfinite(value) else None for term, value in means.items()},
         }
+
+    def _means_of(self, split: str, size: int) -> dict[str, float]:
+        """Means of the terms over a split, each process measuring its share of it."""
+        loader = Loader(self.dataset, split, self.device)
+        share = torch.arange(len(loader))[self.processes.share(len(loader))]
+        batches = loader.ordered(size, share if len(share) else torch.zeros(1, dtype=torch.long))  # the terms' names
+        sums, _ = summed_terms(self.model, self.objective, batches, fold(self.config.seed, "curve"))
+        return self.processes.mean(sums, len(share), len(loader))
 
     def _keep(self, curve: dict[str, Any] | None) -> None:
         here = self.position
@@ -290,7 +307,8 @@ class Trainer:
         self._write_weights()
 
     def _write_weights(self) -> None:
-        runs.save_weights(self.path / "weights.safetensors", self._weights(), self.config, self.dataset.spec)
+        if self.processes.writes:
+            runs.save_weights(self.path / "weights.safetensors", self._weights(), self.config, self.dataset.spec)
 
     def _weights(self) -> dict[str, Tensor]:
         return dict(self.average.weights if self.average else self.model.state_dict())
@@ -312,6 +330,8 @@ class Trainer:
     def save(self) -> None:
         """Write the state; the weights too where the last ones are kept, or there are no best ones yet."""
         here = self.position
+        if not self.processes.writes:
+            return
         here.metrics_offset = self.journal.offset
         optimiser = {
             f"{index}.{key}": value
@@ -374,11 +394,11 @@ def train(
         DivergedError: after ten non-finite steps in a row (the last good state is kept), or if no validation loss was finite.
         InterruptedRun: after SIGINT or SIGTERM; the state is kept.
     """
-    where, progress = pick_device(device), progress or Progress()
+    processes, progress = join(device), progress or Progress()
     dataset = data if data is not None else data_module.load(config.data.name, config.data.params, access)
     facts = _check(config, dataset)
-    path = runs.create(config, out)
-    return _run(path, config, dataset, facts, where, progress, seconds, resume=False)
+    path = processes.place(lambda: runs.create(config, out))
+    return _run(path, config, dataset, facts, processes, progress, seconds, resume=False)
 
 
 def resume(
@@ -400,15 +420,18 @@ def resume(
     run = runs.Run(path)
     if run.status.get("state") == "finished":
         raise UsageError(f"{path} is finished", remedy=f"Evaluate it with: diabolo evaluate {path}")
+    processes = join(device)
     dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
     run.check_data(dataset)
     facts = _check(run.config, dataset)
-    return _run(run.path, run.config, dataset, facts, pick_device(device), progress or Progress(), seconds, resume=True)
+    return _run(run.path, run.config, dataset, facts, processes, progress or Progress(), seconds, resume=True)
 
 
 def training_source_hash() -> str:
     """SHA-256 of the source that decides what training gives."""
-    return runs.source_hash("models", "data", "training.py", "engine.py", "config.py", "seeds.py", "metrics.py")
+    return runs.source_hash(
+        "models", "data", "training.py", "distributed.py", "engine.py", "config.py", "seeds.py", "metrics.py"
+    )
 
 
 def _run(
@@ -416,26 +439,58 @@ def _run(
     config: RunConfig,
     dataset: Dataset,
     facts: Facts,
-    device: torch.device,
+    processes: Processes,
     progress: Progress,
     seconds: float,
     *,
     resume: bool,
 ) -> runs.Run:
-    with locked(path), logged_to(path / "log.txt"), own_randomness(device):
+    with processes.together():
+        processes.same("configuration or data", f"{config.to_dict()} {dataset.hash}")
+        try:
+            if processes.writes:
+                _write(path, config, dataset, facts, processes, progress, seconds, resume=resume)
+            else:
+                with silent(), own_randomness(processes.device):
+                    _trained(_prepared(path, config, dataset, processes, Progress()), seconds)
+        except (InterruptedRun, DivergedError):  # met by all: torchrun ends the others as soon as one has left
+            processes.wait()
+            raise
+        processes.wait()
+    return runs.Run(path)
+
+
+def _trained(trainer: Trainer, seconds: float) -> None:
+    many = trainer.processes.world > 1
+    with trainer.processes.together(), stopped_by_signals(trainer, repeated=many):
+        trainer.run(seconds)
+
+
+def _write(
+    path: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    facts: Facts,
+    processes: Processes,
+    progress: Progress,
+    seconds: float,
+    *,
+    resume: bool,
+) -> None:
+    """Train as the one process that writes the run and speaks of it."""
+    with locked(path), logged_to(path / "log.txt"), own_randomness(processes.device):
         runs.sweep(path)
         if not resume:
-            _describe(path, config, dataset, device)
+            _describe(path, config, dataset, processes)
             if dataset.warning:
                 logger.warning("%s", dataset.warning)
         status: dict[str, Any] = {"state": "running", "exit_code": None}
         runs.write_json(path / "status.json", status)
         trainer = None
         try:
-            trainer = _prepared(path, config, dataset, device, progress)
+            trainer = _prepared(path, config, dataset, processes, progress)
             _say_card(trainer, facts)
-            with stopped_by_signals(trainer):
-                trainer.run(seconds)
+            _trained(trainer, seconds)
             kept = runs.load_weights(path / "weights.safetensors")
             card.record(path, kept, config, dataset.spec, facts, runs.AT_THE_END)
             status = _ended(trainer, seconds)
@@ -453,17 +508,20 @@ def _run(
             raise
         finally:
             runs.write_json(path / "status.json", {**status, **_closed(trainer)})
-    return runs.Run(path)
 
 
-def _prepared(path: Path, config: RunConfig, dataset: Dataset, device: torch.device, progress: Progress) -> Trainer:
+def _prepared(path: Path, config: RunConfig, dataset: Dataset, processes: Processes, progress: Progress) -> Trainer:
     """A trainer at the run's newest state, or at its first step where none was written yet, with its journals open."""
-    trainer = Trainer(config, dataset, path, device, progress)
+    trainer = Trainer(config, dataset, path, processes.device, progress, processes)
     if runs.states(path):
         trainer.restore()
         logger.info("resumed at step %d", trainer.position.step)
-    trainer.journal = runs.Journal(path / "metrics.jsonl", keep=trainer.position.metrics_offset)
-    trainer.clock = runs.Journal(path / "timing.jsonl")
+    if processes.world > 1:
+        logger.info("trained by %d processes", processes.world)
+    processes.same("the state that they go on from", str(trainer.position))
+    journal = runs.Journal if processes.writes else runs.NoJournal
+    trainer.journal = journal(path / "metrics.jsonl", keep=trainer.position.metrics_offset)
+    trainer.clock = journal(path / "timing.jsonl")
     return trainer
 
 
@@ -501,13 +559,13 @@ def _closed(trainer: Trainer | None) -> dict[str, int]:
     return {"step": here.step, "epoch": min(here.epoch, trainer.config.train.epochs), "skipped": here.skipped}
 
 
-def _describe(path: Path, config: RunConfig, dataset: Dataset, device: torch.device) -> None:
+def _describe(path: Path, config: RunConfig, dataset: Dataset, processes: Processes) -> None:
     """Say what the run is, once and first: whoever lost a race for the folder finds these files and leaves."""
     if (path / "config.json").exists():
         raise UsageError(f"{path} exists already", "A run is never overwritten.", "Choose another --out.")
     runs.write_json(path / "config.json", config.to_dict())
     data = {"data": runs.describe_data(dataset), "source_hash": training_source_hash()}
-    runs.write_json(path / "env.json", {**environment(device), **data})
+    runs.write_json(path / "env.json", {**environment(processes.device), **processes.describe(), **data})
 
 
 def _check(config: RunConfig, dataset: Dataset) -> Facts:
