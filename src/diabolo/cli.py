@@ -94,19 +94,13 @@ def train(
     plans = _train_plans(preset, overrides, out, resume)
     launch.refuse_several(len(plans))
     data = choice.dataset(_say) if choice else None
-    from diabolo import distributed, evaluation, training
+    from diabolo import evaluation
 
     finished, measured = [], []
     with _progress() as progress:
         for config, place in plans:
             how: dict[str, Any] = {"access": access, "device": device, "progress": progress, "seconds": limit}
-            try:
-                if config is None:
-                    run = training.resume(place, **how)
-                else:
-                    run = training.train(config, out=place, data=data, **how)
-            finally:
-                distributed.leave()
+            run = _trained(config, place, data, how)
             if launch.here().rank:
                 return 0  # the first process measures, and speaks
             if evaluate_after and _measurable(run):
@@ -334,6 +328,16 @@ def _train_plans(
     rest = [text for text in overrides if not text.startswith("seed=")]
     configs = [_resolve(preset, [*rest, f"seed={seed}"]).config for seed in seeds]
     return [(config, out and out / f"seed-{config.seed}") for config in configs]
+
+
+def _trained(config: Any, place: Any, data: Dataset | None, how: dict[str, Any]) -> Run:
+    """One of the plans, carried out by this process or by all that were started with it."""
+    from diabolo import distributed, training
+
+    try:
+        return training.train(config, out=place, data=data, **how) if config else training.resume(place, **how)
+    finally:
+        distributed.leave()
 
 
 def _smoke_overrides(overrides: Sequence[str], time: str | None, resume: Path | None) -> tuple[str, ...]:
