@@ -16,10 +16,10 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 import many
-from diabolo import cli, launch, runs, training
+from diabolo import cli, distributed, launch, runs, training
 from diabolo.data import Loader
 from diabolo.distributed import Processes, join
-from diabolo.errors import UsageError
+from diabolo.errors import DiaboloError, UsageError
 from diabolo.session import InterruptedRun
 from known import tiny_images
 
@@ -43,7 +43,7 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> Path:
-    """What two processes leave, and what they said: one start, ended by SIGINT to all as from a terminal.
+    """What two processes leave, and what they said: one start, ended by SIGINT.
 
     Where pytest has several workers, the first one that asks starts them for all.
     """
@@ -65,15 +65,15 @@ def started_together(folder: Path) -> Path:
         process = subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", many.__file__, folder],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=said, stderr=said, start_new_session=True,
+            stdout=said, stderr=said,
         )  # fmt: skip
     try:
         _wait_for_steps(folder / "endless" / "metrics.jsonl", process)
-        os.killpg(process.pid, signal.SIGINT)
+        process.send_signal(signal.SIGINT)
         process.wait(LIMIT)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.terminate()  # so that it ends those that it started, by force after 30 seconds
             process.wait()
     return folder
 
@@ -172,7 +172,7 @@ def test_statistics_are_means_weighted_by_examples(together):
     assert found["0.running_var"] != pytest.approx(whole["0.running_var"], rel=1e-3)
 
 
-def test_a_signal_to_all_saves_and_one_process_speaks(together):
+def test_a_signal_saves_and_one_process_speaks(together):
     said = (together / "said.txt").read_text(encoding="utf-8")
     run = runs.Run(together / "endless")
     assert (run.status["state"], run.status["exit_code"]) == ("interrupted", 130)
@@ -205,6 +205,18 @@ def test_without_accelerate_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(UsageError, match=r"2 processes were started.*\n.*\n.*pip install 'diabolo\[dist\]'"):
         join("cpu")
+
+
+def test_a_lost_process_is_a_sentence_and_another_fault_is_itself():
+    process = object.__new__(distributed._Many)
+    lost = (
+        "[pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:1. This is typical."
+    )
+    said = r"another process of this training is lost\n.*closed by peer \[::1\]:1\.\n"
+    with pytest.raises(DiaboloError, match=said), process.together():
+        raise RuntimeError(lost)
+    with pytest.raises(RuntimeError, match="shapes"), process.together():
+        raise RuntimeError("shapes cannot be multiplied")
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda:1", "ODD"])

@@ -196,9 +196,10 @@ class _Many(Processes):
     def place(self, made: Callable[[], Path]) -> Path:
         """What the first process made; the others are told its name."""
         name = os.fsencode(made()) if self.writes else b""
-        (size,) = self._broadcast(torch.tensor([len(name)], device=self.device)).tolist()
-        told = torch.tensor(list(name) if self.writes else [0] * size, dtype=torch.uint8, device=self.device)
-        return Path(os.fsdecode(bytes(self._broadcast(told).tolist())))
+        with self.together():
+            (size,) = self._broadcast(torch.tensor([len(name)], device=self.device)).tolist()
+            told = torch.tensor(list(name) if self.writes else [0] * size, dtype=torch.uint8, device=self.device)
+            return Path(os.fsdecode(bytes(self._broadcast(told).tolist())))
 
     def wait(self) -> None:
         self._sum([0.0])
@@ -212,7 +213,7 @@ class _Many(Processes):
                 raise
             raise DiaboloError(
                 "the connection to another process of this training is lost",
-                str(error).strip().splitlines()[0],
+                str(error).strip().partition(". ")[0] + ".",
                 "Its own message, if it left one, says why. Go on from the last state with: diabolo train --resume RUN",
             ) from error
 

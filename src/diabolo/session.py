@@ -97,8 +97,8 @@ def silent() -> Iterator[None]:
 def stopped_by_signals(work: Stoppable, repeated: bool = False) -> Iterator[None]:
     """SIGINT and SIGTERM ask `work` to stop after its step; a second SIGINT stops at once. Only the main thread may listen.
 
-    `repeated`: a launcher passes on each signal, which a terminal sends too, so the second one says nothing new and is ignored,
-    to the end of the process once it was asked to stop; the launcher itself ends those that take too long.
+    `repeated`: a launcher may pass on what a terminal sends too, and ends all processes once one has left, so another signal says
+    nothing new: it is ignored to the end of a process that was asked to stop. The launcher itself ends those that take too long.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
