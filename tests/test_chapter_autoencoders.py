@@ -13,6 +13,7 @@ from diabolo.chapters.autoencoders import RUNS, Plan, reproduce
 from diabolo.evaluation import Settings
 from diabolo.progress import Progress
 from known import tiny_images
+from one_process import one_after_another
 
 torch.set_num_threads(1)
 
@@ -38,6 +39,8 @@ def chapter(tmp_path_factory):
         patch.setattr(
             autoencoders.data_module, "load", lambda name, *rest: images if name == "mnist" else load(name, *rest)
         )
+        here = one_after_another(lambda config: autoencoders.data_module.load(config.data.name, config.data.params))
+        patch.setattr(autoencoders, "run_jobs", here)
         patch.setitem(autoencoders.PLANS, "smoke", Plan(1, 20, 60, small))
         patch.setattr(autoencoders_measures, "SPECTRA", 2)
         patch.setattr(autoencoders_measures, "DRAWN", 40)

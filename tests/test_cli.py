@@ -33,6 +33,7 @@ from diabolo.errors import DataError, UsageError
 from diabolo.evaluation import Settings
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.progress import Progress
+from one_process import one_after_another
 
 torch.set_num_threads(1)
 
@@ -867,8 +868,14 @@ def reproduce(out: Path, progress: Progress | None = None) -> chapter.Result:
 
 @pytest.fixture
 def small_chapter(monkeypatch):
-    monkeypatch.setattr(chapter, "_dataset", stand_in)
-    monkeypatch.setitem(chapter.PLANS, "smoke", STAND_IN)
+    shrink(monkeypatch)
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    """The chapter on the stand-in."""
+    patch.setattr(chapter, "run_jobs", one_after_another(lambda config: stand_in(config.preset, None)))
+    patch.setattr(chapter, "_dataset", stand_in)
+    patch.setitem(chapter.PLANS, "smoke", STAND_IN)
 
 
 @pytest.fixture(scope="module")
@@ -876,8 +883,7 @@ def made(tmp_path_factory) -> Path:
     """The chapter on the stand-in, made once."""
     out = tmp_path_factory.mktemp("chapter") / "mnist"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chapter, "_dataset", stand_in)
-        patch.setitem(chapter.PLANS, "smoke", STAND_IN)
+        shrink(patch)
         result = reproduce(out)
     assert result.reused == []
     assert result.report == out / "report.html"

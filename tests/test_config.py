@@ -51,6 +51,7 @@ OUT_OF_RANGE = {
     "train.lr": ["0", "-1"],
     "train.clip": ["0"],
     "train.ema": ["-0.1", "1", "2"],
+    "train.warmup": ["-0.1", "1"],
     "train.log_every": ["0"],
     "train.checkpoint_every": ["-1"],
     "seed": ["-1"],

@@ -35,7 +35,8 @@ from diabolo.models.objectives import ELBO
 from diabolo.probing import StandIn
 from diabolo.progress import Progress
 from diabolo.report import write_run_report
-from diabolo.training import Average, InterruptedRun, Trainer, resume, train
+from diabolo.step import Average
+from diabolo.training import InterruptedRun, Trainer, resume, train
 from known import model_config, tiny_images, tiny_vectors
 
 torch.set_num_threads(1)

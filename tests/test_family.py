@@ -19,7 +19,7 @@ from diabolo.models.distributions import Dirac, keyed_sample
 from diabolo.models.likelihoods import GaussianLikelihood, OptimalGaussianLikelihood
 from diabolo.models.networks import BatchNorm, Conv, Layer, Tied, halvings
 from diabolo.models.objectives import Reconstruction, squared_jacobian
-from diabolo.training import after_step
+from diabolo.step import after_step
 from known import SIGMAS, sigmas, tiny_images
 
 torch.set_num_threads(1)

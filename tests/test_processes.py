@@ -200,6 +200,15 @@ def started(monkeypatch, rank: int = 0, world: int = 2, local: int | None = None
         monkeypatch.setenv(name, str(value))
 
 
+def test_a_compiled_step_is_refused(monkeypatch):
+    """What torch.compile runs would go past what adds the gradients up."""
+    processes, config = Processes(torch.device("cpu")), many.config_of(many.PLAIN, "train.compile=on")
+    processes.world = 2
+    with pytest.raises(UsageError, match="train.compile=on is for one process"):
+        training._compiled(config, many.data_of(many.PLAIN), processes)
+    assert not training._compiled(many.config_of(many.PLAIN), many.data_of(many.PLAIN), processes)
+
+
 def test_without_accelerate_the_extra_is_named(monkeypatch):
     started(monkeypatch)
     monkeypatch.setitem(sys.modules, "accelerate", None)

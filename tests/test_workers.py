@@ -30,7 +30,7 @@ from diabolo.workers import FailedJobs, Failure, InterruptedJobs, Job
 pytestmark = pytest.mark.reliability
 torch.set_num_threads(1)
 
-MEASURED = Settings(k=5, images=10, elbo_samples=2, curve_k=(), curve_images=0, probes=False)
+MEASURED = Settings(k=5, images=10, elbo_samples=2, curve_k=None, curve_images=0, probes=False)
 #: A module of a user's own: it registers a likelihood, speaks where it should not, and leaves its process's number.
 OWN = """
 import os, sys

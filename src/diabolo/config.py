@@ -69,11 +69,22 @@ class ModelConfig:
 class TrainConfig:
     """How a model is trained. `keep`: weights of the last step, or of the epoch with the lowest validation loss. `curve`: the
     split whose loss is drawn after each epoch; "test" is for display only and read by nothing. `smoke`: a few steps an epoch, to
-    see that everything works; the numbers mean nothing."""
+    see that everything works; the numbers mean nothing.
+
+    The learning rate rises from 0 to `lr` over the share `warmup` of all steps, then follows `schedule`: constant, or down to 0
+    on a line or half a cosine. `init` says where the weights start. `precision` is that of the networks in training: bf16
+    multiplies in bfloat16, with weights, densities and the optimiser in 32 bits; evaluation is always in 32. `compile`: auto
+    compiles the step where the run's arithmetic repays the wait.
+    """
 
     epochs: int = 10
     batch: int = 128
     lr: float = 0.001
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = 0.0
+    init: Literal["torch", "he", "data"] = "torch"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: Literal["auto", "on", "off"] = "auto"
     clip: float | None = None
     ema: float = 0.0
     keep: Literal["best", "last"] = "best"
@@ -387,6 +398,7 @@ _AT_LEAST: dict[str, float] = {
     "train.log_every": 1,
     "train.checkpoint_every": 0,
     "train.ema": 0,
+    "train.warmup": 0,
     "model.encoder.width": 1,
     "model.decoder.width": 1,
     "model.encoder.depth": 0,
@@ -413,5 +425,10 @@ def _check_bounds(values: Mapping[str, Any]) -> None:
     for path in _POSITIVE:
         if values.get(path) is not None and not values[path] > 0:
             raise UsageError(f"{path}={values[path]} is refused", "It must be greater than 0.")
+    if not values["train.warmup"] < 1:
+        raise UsageError(
+            f"train.warmup={values['train.warmup']} is refused",
+            "It is the share of all steps that the rate rises: below 1.",
+        )
     if not values["train.ema"] < 1:
         raise UsageError(f"train.ema={values['train.ema']} is refused", "It must be below 1; 0 switches averaging off.")

@@ -6,7 +6,7 @@ import os
 import platform
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,36 @@ def pick_device(name: str = "auto") -> torch.device:
             f"device {name!r} is not available", f"Here there is: {here}.", "Leave --device out to choose one."
         )
     return torch.device(name)
+
+
+def seeded(device: torch.device, seed: int) -> None:
+    """Seed the generators that a step on `device` draws from: the CPU's, and the device's own.
+
+    torch.manual_seed does that for every kind of device there could be, and notes each call for those that are not there yet.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[
+            torch.cuda.current_device() if device.index is None else device.index
+        ].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Multiply in the precision of a configuration: nothing changes for fp32, in bf16 the networks' products are bfloat16."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, torch.bfloat16)
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """Refuse a precision that a device does not compute in.
+
+    Raises:
+        UsageError: for bf16 where torch cannot cast on the device.
+    """
+    able = torch.amp.is_autocast_available(device.type) and (device.type != "cuda" or torch.cuda.is_bf16_supported())
+    if precision == "bf16" and not able:
+        raise UsageError(f"{device} does not compute in bfloat16", remedy="Take train.precision=fp32.")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The flat loop. What it drives is a `Step`: model and objective as one module, one thing to compile, cast and wrap.
+"""The flat loop. What it drives is a `Step` on its way down, see `step`.
 
 A step's randomness comes from (seed, step), the order of examples from (seed, epoch), so a run can stop and go on anywhere
 and gives the same bits (same machine, torch and number of threads).
@@ -17,24 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diabolo import card, runs
 from diabolo import data as data_module
+from diabolo.compiling import compiles
 from diabolo.config import RunConfig
 from diabolo.data import Access, Dataset, Loader
 from diabolo.data.scan import Facts, check, scan
 from diabolo.distributed import Processes, join
 from diabolo.durations import written
-from diabolo.engine import environment, own_randomness
+from diabolo.engine import check_precision, environment, own_randomness
 from diabolo.errors import DiaboloError, DivergedError, UsageError
 from diabolo.metrics import examples_at_a_time, summed_terms
 from diabolo.models.build import build_model, build_objective, check_objective
-from diabolo.models.distributions import unchecked
-from diabolo.models.objectives import Objective, Terms
+from diabolo.models.initialisation import initialise
 from diabolo.progress import Progress
 from diabolo.seeds import fold
 from diabolo.session import InterruptedRun, locked, logged_to, silent, stopped_by_signals
+from diabolo.step import Descent, Step, learning_rate
+from diabolo.watchdog import Watchdog
 
 logger = logging.getLogger("diabolo")
 
@@ -43,25 +45,6 @@ PATIENCE = 10
 
 #: So many steps an epoch of a smoke run has at most: a gradient, a second moment, a last batch.
 SMOKE_STEPS = 3
-
-
-class Step(nn.Module):
-    """Model and objective as one module: (x, y, step) -> named terms, each (B,), nats per example."""
-
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, x: Tensor, y: Tensor | None = None, step: int = 0) -> Terms:
-        return self.objective(self.model, x, y, step)
-
-
-def after_step(module: nn.Module) -> None:
-    """Let every part learn what is learned without a gradient, after a step that was taken."""
-    for part in module.modules():
-        learn = getattr(part, "after_step", None)
-        if callable(learn):
-            learn()
 
 
 @dataclass
@@ -88,26 +71,6 @@ class Position:
         return {name: total / self.examples for name, total in self.sums.items()} if self.examples else {}
 
 
-class Average:
-    """Exponential moving average of the weights: parameters are averaged, buffers copied.
-
-    Reference: Polyak & Juditsky, Acceleration of stochastic approximation by averaging (1992).
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.weights = {name: t.detach().clone() for name, t in model.state_dict().items()}
-        self.parameters = {name for name, _ in model.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        for name, now in model.state_dict().items():
-            if name in self.parameters:
-                self.weights[name].lerp_(now, 1 - self.decay)
-            else:
-                self.weights[name].copy_(now)
-
-
 class Trainer:
     """One run in progress: everything the loop touches, built in the order that makes it reproducible."""
 
@@ -118,17 +81,20 @@ class Trainer:
         path: Path,
         device: torch.device,
         progress: Progress,
+        compiled: bool = False,
         processes: Processes | None = None,
     ) -> None:
         self.config, self.dataset, self.path, self.device, self.progress = config, dataset, path, device, progress
         self.processes = processes or Processes(device)
         torch.manual_seed(fold(config.seed, "init"))  # before the model is built
-        self.model = build_model(config.model.to_dict(), dataset.spec).to(device)
-        self.objective = build_objective(config.objective.to_dict(), dataset.spec)
-        self.step = self.processes.wrapped(Step(self.model, self.objective))
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.train.lr, fused=True)
-        self.average = Average(self.model, config.train.ema) if config.train.ema else None
+        self.model = build_model(config.model.to_dict(), dataset.spec)
         self.loader = Loader(dataset, "train", device)
+        initialise(self.model, config.train.init, self.loader.mean)
+        self.model.to(device)
+        self.objective = build_objective(config.objective.to_dict(), dataset.spec)
+        self.step = Step(self.model, self.objective)
+        self.descent = Descent(self.step, config.train, device, compiled, self.processes)
+        self.watchdog = Watchdog(device)
         self.position = Position()
         self.stop_code = 0
         self.journal: runs.Journal
@@ -154,10 +120,12 @@ class Trainer:
         self.progress.advance(self.position.step)
         while self.position.epoch <= train.epochs:
             began, skip = time.monotonic(), self.position.batch
+            self.step.train()
             seed, share = self.config.seed, self.processes.share
             epoch = self.loader.shuffled(train.batch, seed, self.position.epoch, skip=skip, share=share)
             for batch in islice(epoch, batches - skip):
                 self._take_step(batch.x, batch.y)
+                self._watch()
                 if train.checkpoint_every and self.position.step % train.checkpoint_every == 0:
                     self.save()
                 code, late = self.processes.agreed(self.stop_code, time.monotonic() >= deadline)
@@ -177,15 +145,18 @@ class Trainer:
                 "Scale the data to a small range (divide by their largest value), lower train.lr, or set train.clip=100.",
             )
 
+    def _watch(self) -> None:
+        warning = self.watchdog.look()
+        if warning:
+            logger.warning("%s", warning)
+
     def _take_step(self, x: Tensor, y: Tensor | None) -> None:
         here, train = self.position, self.config.train
-        torch.manual_seed(fold(self.config.seed, "step", here.step, *self.processes.words))
-        self.step.train()
-        with unchecked():
-            terms = self.step(*self.processes.fed(x, y), here.step)
+        seed = fold(self.config.seed, "step", here.step, *self.processes.words)
+        terms = self.descent.terms(*self.processes.fed(x, y), here.step, seed)
         loss, means, examples = self.processes.reduced(terms, x.shape[0])  # of the whole batch
-        self.optimiser.zero_grad()
-        taken = all(map(math.isfinite, means.values())) and self._descend(loss, x.shape[0] / examples)
+        rate = learning_rate(train, here.step, self.steps)
+        taken = all(map(math.isfinite, means.values())) and self.descent.descend(loss, rate, x.shape[0] / examples)
         here.step, here.batch = here.step + 1, here.batch + 1
         here.skipped_in_a_row = 0 if taken else here.skipped_in_a_row + 1
         if taken:
@@ -201,22 +172,6 @@ class Trainer:
                 **means,
             })
         self.progress.advance(1, f"epoch {here.epoch}/{train.epochs}  loss {means['loss']:.2f}")
-
-    def _descend(self, loss: Tensor, weight: float) -> bool:
-        """Take the step, unless the gradient is not finite: then nothing changes. `weight`: this process's part of the batch."""
-        loss.backward()
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients, foreach=True)
-        if not math.isfinite(norm.item()):
-            return False
-        if self.config.train.clip is not None:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.train.clip, norm)
-        self.optimiser.step()
-        after_step(self.step)
-        self.processes.average_statistics(self.step, weight)
-        if self.average:
-            self.average.update(self.model)
-        return True
 
     def _skipped(self, means: dict[str, float]) -> None:
         here = self.position
@@ -311,14 +266,15 @@ class Trainer:
             runs.save_weights(self.path / "weights.safetensors", self._weights(), self.config, self.dataset.spec)
 
     def _weights(self) -> dict[str, Tensor]:
-        return dict(self.average.weights if self.average else self.model.state_dict())
+        return dict(self.descent.average.weights if self.descent.average else self.model.state_dict())
 
     @contextmanager
     def _deployed(self) -> Iterator[None]:
         """The model as it would be used: evaluation mode, averaged weights where there are any."""
-        trained = {name: t.clone() for name, t in self.model.state_dict().items()} if self.average else None
-        if self.average:
-            self.model.load_state_dict(self.average.weights)
+        average = self.descent.average
+        trained = {name: t.clone() for name, t in self.model.state_dict().items()} if average else None
+        if average:
+            self.model.load_state_dict(average.weights)
         self.step.eval()
         try:
             yield
@@ -333,15 +289,7 @@ class Trainer:
         if not self.processes.writes:
             return
         here.metrics_offset = self.journal.offset
-        optimiser = {
-            f"{index}.{key}": value
-            for index, entry in self.optimiser.state_dict()["state"].items()
-            for key, value in entry.items()
-        }
-        groups = {"model": self.model.state_dict(), "optimiser": optimiser}
-        if self.average:
-            groups["average"] = self.average.weights
-        runs.save_state(self.path, here.step, groups, asdict(here))
+        runs.save_state(self.path, here.step, self.descent.state(), asdict(here))
         if self.config.train.keep == "last" or not here.best_epoch:
             self._write_weights()
 
@@ -358,14 +306,7 @@ class Trainer:
         for line in passed_over:
             logger.warning("state passed over: %s", line)
         self.position = Position(**progress)
-        self.model.load_state_dict(tensors["model"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors["optimiser"].items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value
-        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        if self.average:
-            self.average.weights = {name: t.to(self.device) for name, t in tensors["average"].items()}
+        self.descent.restore(tensors)
 
 
 # ------------------------------------------------------------------------------------------------ starting
@@ -396,9 +337,9 @@ def train(
     """
     processes, progress = join(device), progress or Progress()
     dataset = data if data is not None else data_module.load(config.data.name, config.data.params, access)
-    facts = _check(config, dataset)
+    facts, compiled = _check(config, dataset, processes.device), _compiled(config, dataset, processes)
     path = processes.place(lambda: runs.create(config, out))
-    return _run(path, config, dataset, facts, processes, progress, seconds, resume=False)
+    return _run(path, config, dataset, facts, processes, progress, seconds, compiled, resume=False)
 
 
 def resume(
@@ -420,17 +361,20 @@ def resume(
     run = runs.Run(path)
     if run.status.get("state") == "finished":
         raise UsageError(f"{path} is finished", remedy=f"Evaluate it with: diabolo evaluate {path}")
-    processes = join(device)
+    processes, progress = join(device), progress or Progress()
     dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
     run.check_data(dataset)
-    facts = _check(run.config, dataset)
-    return _run(run.path, run.config, dataset, facts, processes, progress or Progress(), seconds, resume=True)
+    facts, compiled = (
+        _check(run.config, dataset, processes.device),
+        bool(run.env.get("compiled")) and processes.world == 1,
+    )
+    return _run(run.path, run.config, dataset, facts, processes, progress, seconds, compiled, resume=True)
 
 
 def training_source_hash() -> str:
     """SHA-256 of the source that decides what training gives."""
     return runs.source_hash(
-        "models", "data", "training.py", "distributed.py", "engine.py", "config.py", "seeds.py", "metrics.py"
+        "models", "data", "training.py", "step.py", "distributed.py", "engine.py", "config.py", "seeds.py", "metrics.py"
     )
 
 
@@ -442,6 +386,7 @@ def _run(
     processes: Processes,
     progress: Progress,
     seconds: float,
+    compiled: bool,
     *,
     resume: bool,
 ) -> runs.Run:
@@ -449,10 +394,10 @@ def _run(
         processes.same("configuration or data", f"{config.to_dict()} {dataset.hash}")
         try:
             if processes.writes:
-                _write(path, config, dataset, facts, processes, progress, seconds, resume=resume)
+                _write(path, config, dataset, facts, processes, progress, seconds, compiled, resume=resume)
             else:
                 with silent(), own_randomness(processes.device):
-                    _trained(_prepared(path, config, dataset, processes, Progress()), seconds)
+                    _trained(_prepared(path, config, dataset, processes, Progress(), compiled), seconds)
         except (InterruptedRun, DivergedError):  # met by all: torchrun ends the others as soon as one has left
             processes.wait()
             raise
@@ -474,6 +419,7 @@ def _write(
     processes: Processes,
     progress: Progress,
     seconds: float,
+    compiled: bool,
     *,
     resume: bool,
 ) -> None:
@@ -481,14 +427,14 @@ def _write(
     with locked(path), logged_to(path / "log.txt"), own_randomness(processes.device):
         runs.sweep(path)
         if not resume:
-            _describe(path, config, dataset, processes)
+            _describe(path, config, dataset, processes, compiled)
             if dataset.warning:
                 logger.warning("%s", dataset.warning)
         status: dict[str, Any] = {"state": "running", "exit_code": None}
         runs.write_json(path / "status.json", status)
         trainer = None
         try:
-            trainer = _prepared(path, config, dataset, processes, progress)
+            trainer = _prepared(path, config, dataset, processes, progress, compiled)
             _say_card(trainer, facts)
             _trained(trainer, seconds)
             kept = runs.load_weights(path / "weights.safetensors")
@@ -510,9 +456,11 @@ def _write(
             runs.write_json(path / "status.json", {**status, **_closed(trainer)})
 
 
-def _prepared(path: Path, config: RunConfig, dataset: Dataset, processes: Processes, progress: Progress) -> Trainer:
+def _prepared(
+    path: Path, config: RunConfig, dataset: Dataset, processes: Processes, progress: Progress, compiled: bool
+) -> Trainer:
     """A trainer at the run's newest state, or at its first step where none was written yet, with its journals open."""
-    trainer = Trainer(config, dataset, path, processes.device, progress, processes)
+    trainer = Trainer(config, dataset, path, processes.device, progress, compiled, processes)
     if runs.states(path):
         trainer.restore()
         logger.info("resumed at step %d", trainer.position.step)
@@ -559,17 +507,36 @@ def _closed(trainer: Trainer | None) -> dict[str, int]:
     return {"step": here.step, "epoch": min(here.epoch, trainer.config.train.epochs), "skipped": here.skipped}
 
 
-def _describe(path: Path, config: RunConfig, dataset: Dataset, processes: Processes) -> None:
+def _describe(path: Path, config: RunConfig, dataset: Dataset, processes: Processes, compiled: bool) -> None:
     """Say what the run is, once and first: whoever lost a race for the folder finds these files and leaves."""
     if (path / "config.json").exists():
         raise UsageError(f"{path} exists already", "A run is never overwritten.", "Choose another --out.")
     runs.write_json(path / "config.json", config.to_dict())
     data = {"data": runs.describe_data(dataset), "source_hash": training_source_hash()}
-    runs.write_json(path / "env.json", {**environment(processes.device), **processes.describe(), **data})
+    runs.write_json(
+        path / "env.json", {**environment(processes.device), **processes.describe(), "compiled": compiled, **data}
+    )
 
 
-def _check(config: RunConfig, dataset: Dataset) -> Facts:
+def _compiled(config: RunConfig, dataset: Dataset, processes: Processes) -> bool:
+    """Whether the step is compiled: decided here once, for a resumed run goes on as it began. Never by many processes, which
+    share the step as it is."""
+    if processes.world > 1:
+        if config.train.compile == "on":
+            raise UsageError(
+                "train.compile=on is for one process", remedy="Take train.compile=auto, or leave torchrun out."
+            )
+        return False
+    device = processes.device
+    objective = build_objective(config.objective.to_dict(), dataset.spec)
+    return compiles(
+        config, dataset.spec, card.steps_of(config, dataset.spec), getattr(objective, "eager", False), device
+    )
+
+
+def _check(config: RunConfig, dataset: Dataset, device: torch.device) -> Facts:
     """What the values are; refused, before a run directory is made, is what does not fit."""
+    check_precision(device, config.train.precision)
     if config.train.keep == "best" and (dataset.validation is None or config.train.curve != "validation"):
         raise UsageError(
             "train.keep=best has nothing to decide by",

@@ -161,7 +161,8 @@ def _carry_out(order: Mapping[str, Any], stop: _Stop, progress: Progress) -> lis
     import_modules(order["imports"])
     path, given = Path(order["path"]), order["settings"]
     config = from_dict(order["config"]).config
-    settings = given and Settings(**{**given, "curve_k": tuple(given["curve_k"])})
+    curve = given and given["curve_k"]  # JSON has no tuples
+    settings = given and Settings(**{**given, "curve_k": curve and tuple(curve)})
     dataset = data_module.load(config.data.name, config.data.params, _access(order["access"]))
     reused: list[str] = []
     if path.is_dir():

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import queue
 import signal
@@ -30,18 +31,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from diabolo import card, runs
 from diabolo import data as data_module
 from diabolo.chapters import parts
+from diabolo.compiling import forward_operations
 from diabolo.config import RunConfig
 from diabolo.data import Access, Dataset, DataSpec
 from diabolo.errors import DiaboloError, UsageError
 from diabolo.evaluation import Settings, curve_plan
 from diabolo.forecast import Display, Task, measuring_steps
-from diabolo.models.build import build_model
-from diabolo.models.distributions import unchecked
 from diabolo.progress import Progress
 from diabolo.session import InterruptedRun, stopped_by_signals
 
@@ -228,15 +226,8 @@ def _by_data(jobs: Sequence[Job]) -> Iterator[list[int]]:
 
 def _cost(config: RunConfig, spec: DataSpec) -> float:
     """Multiplications of a training step, but for a factor; 1 for a model that cannot be built, or not be run on shapes alone."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    try:
-        with torch.device("meta"), unchecked(), torch.no_grad(), counter:  # shapes alone
-            build_model(config.model.to_dict(), spec).eval()(torch.empty(1, *spec.shape))
-    except (DiaboloError, NotImplementedError, RuntimeError, ValueError):
-        return 1.0
-    return max(1.0, float(counter.get_total_flops() * config.train.batch))
+    operations = forward_operations(config, spec)
+    return 1.0 if math.isnan(operations) else max(1.0, operations)
 
 
 def _task(job: Job, dataset: Dataset, name: str, cost: float) -> Task:

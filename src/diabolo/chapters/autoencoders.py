@@ -15,10 +15,11 @@ from diabolo.chapters import parts, toy
 from diabolo.chapters.autoencoders_measures import add_toy, measure
 from diabolo.chapters.autoencoders_page import write_page
 from diabolo.config import RunConfig, resolve
-from diabolo.data import Access, Dataset
+from diabolo.data import Access
 from diabolo.evaluation import Settings
 from diabolo.progress import Progress
-from diabolo.runs import Run
+from diabolo.workers import Job
+from diabolo.workers import run as run_jobs
 
 #: The bottleneck autoencoder of each size: the trunk of the article's Model 1.
 SIZES = (2, 10, 20, 32)
@@ -62,7 +63,7 @@ def reproduce(
     progress: Progress | None = None,
     lang: str = "en",
 ) -> parts.Result:
-    """Train, evaluate and analyse what is not there yet, then write the report.
+    """Train, evaluate and analyse what is not there yet, one run on each core, then write the report.
 
     Raises:
         DataError: if MNIST cannot be had.
@@ -70,16 +71,18 @@ def reproduce(
     """
     began, progress, chosen = time.monotonic(), progress or Progress(), PLANS[plan]
     reused: list[str] = []
-    dataset = data_module.load("mnist", {"binarize": False, "validation": 0}, access)
-    plane = data_module.load("spiral", {}, access)
-    work = _Work(out, chosen, device, progress, reused)
-    made = {name: work.made(name, config, dataset) for name, config in _configs(chosen).items()}
-    toys = {kind: work.made(f"toy-{kind.lower()}", config, plane) for kind, config in toy.configs().items()}
-    report, everything = out / "report.html", [*made.values(), *toys.values()]
+    configs, kinds = _configs(chosen), toy.configs()
+    jobs = [Job(out / name, config, chosen.settings) for name, config in configs.items()]
+    jobs += [Job(out / f"toy-{kind.lower()}", config, chosen.settings) for kind, config in kinds.items()]
+    everything = run_jobs(jobs, access=access, device=device, progress=progress, reused=reused)
+    made, toys = dict(zip(configs, everything)), dict(zip(kinds, everything[len(configs) :]))
+    report = out / "report.html"
     fingerprint = parts.fingerprint(everything, lang)
     if report.is_file() and parts.stamp(out) == fingerprint:
         reused.append(str(report))
         return parts.Result(report, everything, reused, time.monotonic() - began)
+    dataset = data_module.load("mnist", {"binarize": False, "validation": 0}, access)
+    plane = data_module.load("spiral", {}, access)
     found = measure(made, dataset, test=chosen.test, train=chosen.train, progress=progress)
     add_toy(found, toys, plane, progress)
     runs.write_json(out / "measures.json", found.numbers)
@@ -101,19 +104,3 @@ def _configs(plan: Plan) -> dict[str, RunConfig]:
         ).config
         for name, (preset, changes) in RUNS.items()
     }
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What every run of the chapter is made with."""
-
-    out: Path
-    plan: Plan
-    device: str
-    progress: Progress
-    reused: list[str]
-
-    def made(self, name: str, config: RunConfig, dataset: Dataset) -> Run:
-        run = parts.trained(self.out / name, config, dataset, self.device, self.progress, self.reused)
-        parts.evaluated(run, dataset, self.plan.settings, self.device, self.progress, self.reused)
-        return run

@@ -21,6 +21,8 @@ from diabolo.language import say
 from diabolo.pictures import pictures
 from diabolo.progress import Progress
 from diabolo.report import Convention, Entry, write_chapter_report
+from diabolo.workers import Job
+from diabolo.workers import run as run_jobs
 
 #: Each model as what it changes of Model 1.
 MODELS: dict[str, tuple[str, ...]] = {
@@ -58,7 +60,7 @@ def reproduce(
     progress: Progress | None = None,
     lang: str = "en",
 ) -> parts.Result:
-    """Train and evaluate what is not there yet, then write the report in a language.
+    """Train and evaluate what is not there yet, one run on each core, then write the report in a language.
 
     Raises:
         DataError: if MNIST cannot be had.
@@ -66,20 +68,16 @@ def reproduce(
     """
     began, progress, chosen = time.monotonic(), progress or Progress(), PLANS[plan]
     reused: list[str] = []
+    paths = {(key, model): out / f"{model.lower().replace(' ', '')}-{key}" for key in CONVENTIONS for model in MODELS}
+    jobs = [
+        Job(path, resolve(CONVENTIONS[key][0], (*MODELS[model], *chosen.overrides)).config, chosen.settings)
+        for (key, model), path in paths.items()
+    ]
+    made = dict(zip(paths, run_jobs(jobs, access=access, device=device, progress=progress, reused=reused)))
     conventions = []
     for key, (preset, title) in CONVENTIONS.items():
-        loading = time.monotonic()
-        dataset = _dataset(preset, access)
-        progress.say(f"{title}: MNIST read and checked in {time.monotonic() - loading:.1f} s")
-        entries = []
-        for model, changes in MODELS.items():
-            config = resolve(preset, (*changes, *chosen.overrides)).config
-            path = out / f"{model.lower().replace(' ', '')}-{key}"
-            run = parts.trained(path, config, dataset, device, progress, reused)
-            parts.evaluated(run, dataset, chosen.settings, device, progress, reused)
-            published = PUBLISHED[model] if key == "grey" else {}
-            entries.append((model, run, published))
-        conventions.append((key, title, dataset, entries))
+        entries = [(model, made[key, model], PUBLISHED[model] if key == "grey" else {}) for model in MODELS]
+        conventions.append((key, title, _dataset(preset, access), entries))
     everything = [run for *_, entries in conventions for _, run, _ in entries]
     report = out / "report.html"
     fingerprint = parts.fingerprint(everything, lang)

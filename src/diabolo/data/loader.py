@@ -18,6 +18,8 @@ from diabolo.seeds import fold
 
 #: The seed of the fixed draw, whatever the seed of a run.
 EVALUATION_SEED = 0
+#: Examples that a sum over a split takes at a time.
+_CHUNK = 1000
 
 
 class Loader:
@@ -84,6 +86,14 @@ class Loader:
             else:
                 yield self._batch(self._scaled(self._gather(self.values, index)), index)
 
+    def mean(self) -> Tensor:
+        """The mean of the split's examples (*shape) on the CPU; of binarised data the expected one."""
+        total = torch.zeros(self.values.shape[1:], dtype=torch.float64)
+        for part in self.values.split(_CHUNK):
+            total += part.cpu().double().sum(0)
+        scale = 255 if self.values.dtype == torch.uint8 else 1
+        return (total / (scale * len(self))).to(self.dtype)
+
     @property
     def draw_hash(self) -> str | None:
         """The SHA-256 of the fixed draw (one byte a pixel, 0 or 1); None where nothing is drawn."""
@@ -95,10 +105,10 @@ class Loader:
         return self._fixed
 
     def _gather(self, source: Tensor, index: Tensor) -> Tensor:
-        return source[index.to(self.device)]
+        return source.index_select(0, index.to(self.device))
 
     def _scaled(self, values: Tensor) -> Tensor:
-        return values.to(self.dtype) / 255 if values.dtype == torch.uint8 else values.to(self.dtype)
+        return values.to(self.dtype).div_(255) if values.dtype == torch.uint8 else values.to(self.dtype)
 
     def _batch(self, x: Tensor, index: Tensor) -> Batch:
         return Batch(x, None if self.labels is None else self._gather(self.labels, index), index)

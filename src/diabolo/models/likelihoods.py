@@ -34,6 +34,13 @@ class Likelihood(Head):
         """p(x | z) with batch shape (S, B)."""
         raise NotImplementedError
 
+    def start_at(self, mean: Tensor) -> Tensor | None:
+        """The params (D,) at which E[x | z] is about `mean` (D,); None where there are none to start from."""
+        return None
+
+
+#: A probability that a bias starts from is at least so far from 0 and from 1: pixels that are always black have a logit, too.
+LEAST_PROBABILITY = 1e-3
 
 #: Where a mean starts, and a standard deviation or scale: a network gives numbers near 0 at first, and pixels lie in [0, 1].
 CENTRE, SPREAD = 0.5, 0.25
@@ -86,6 +93,9 @@ class BernoulliLikelihood(Likelihood):
     def forward(self, params: Tensor) -> Distribution:
         return Independent(Bernoulli(logits=float32(params)), params.ndim - 2)
 
+    def start_at(self, mean: Tensor) -> Tensor:
+        return torch.logit(mean, LEAST_PROBABILITY)
+
 
 @register("likelihood", "bernoulli_relaxed")
 class RelaxedBernoulliLikelihood(Likelihood):
@@ -98,6 +108,9 @@ class RelaxedBernoulliLikelihood(Likelihood):
 
     def forward(self, params: Tensor) -> Distribution:
         return Independent(GreyBernoulli(logits=float32(params)), params.ndim - 2)
+
+    def start_at(self, mean: Tensor) -> Tensor:
+        return torch.logit(mean, LEAST_PROBABILITY)
 
 
 @register("likelihood", "gaussian")

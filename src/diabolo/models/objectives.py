@@ -27,7 +27,8 @@ Terms = dict[str, Tensor]
 class Objective(Protocol):
     """What the training loop and the reports need of an objective.
 
-    One that changes its input or looks at more than the record also has `keyed(model, x, seeds)`: its terms with the noise of
+    One that differentiates inside the step, which then cannot be compiled, says `eager`. One that changes its input or looks at
+    more than the record also has `keyed(model, x, seeds)`: its terms with the noise of
     example b drawn from seeds[b], for curves that do not depend on batches. One that puts a density of its own at the mean of
     the model's likelihood says of which family that must be, `reads_mean_of`, and has `distortion(likelihood, x)`, (S, B).
     """
@@ -90,6 +91,11 @@ class IWAE:
     samples: int = 8
     gradient: Literal["total", "dreg"] = "total"
 
+    @property
+    def eager(self) -> bool:
+        """Whether the step cannot be compiled: dreg changes the gradient on its way."""
+        return self.gradient == "dreg"
+
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, step: int = 0) -> Terms:
         return self.terms(model(x, y, samples=self.samples), x, step)
 
@@ -141,6 +147,11 @@ class Reconstruction:
             raise ValueError(f"level={self.level} is the share of values that are changed: from 0 to 1")
         if self.level < 0 or self.contractive < 0 or self.probes < 1:
             raise ValueError("level and contractive must be at least 0, probes at least 1")
+
+    @property
+    def eager(self) -> bool:
+        """Whether the step cannot be compiled: an estimated Jacobian is a derivative inside it."""
+        return bool(self.contractive) and self.jacobian == "hutchinson"
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, step: int = 0) -> Terms:
         terms = self.terms(model(corrupt(x, self.noise, self.level), y), x, step)

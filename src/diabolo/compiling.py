@@ -1,0 +1,75 @@
+"""Whether a run's step is compiled: decided once, when the run starts, and kept in its env.json, so that a resumed run goes on
+with the same bits.
+
+torch.compile fuses what lies between the products of matrices. That saves a share of every step and costs a wait at the start
+(results/speed/compile.json), so `auto` asks how much arithmetic the run has: a rule by the clock would give other bits on
+another day.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from diabolo.config import RunConfig
+from diabolo.data import DataSpec
+from diabolo.data.access import default_cache
+from diabolo.errors import DiaboloError, UsageError
+from diabolo.models.build import build_model
+from diabolo.models.distributions import unchecked
+
+#: Floating-point operations from which on a run repays the wait: about 20 minutes of one core's.
+REPAYS = 1.2e14
+#: A backward pass costs two forward passes.
+_PASSES = 3
+
+
+def forward_operations(config: RunConfig, spec: DataSpec) -> float:
+    """Floating-point operations of the model's pass over a batch, a product and a sum counted as two; NaN for a model that cannot
+    be built, or not be run on shapes alone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.device("meta"), unchecked(), torch.no_grad(), counter:
+            build_model(config.model.to_dict(), spec).eval()(torch.empty(1, *spec.shape))
+    except (DiaboloError, NotImplementedError, RuntimeError, ValueError):
+        return float("nan")
+    return float(counter.get_total_flops() * config.train.batch)
+
+
+def compiles(config: RunConfig, spec: DataSpec, steps: int, eager: bool, device: torch.device) -> bool:
+    """Whether a run of `steps` steps on `device` is compiled; `eager`: its objective differentiates inside, and cannot be.
+
+    Raises:
+        UsageError: for train.compile=on where nothing can be compiled.
+    """
+    policy = config.train.compile
+    hindrance = "its objective differentiates inside the step" if eager else _no_compiler(device)
+    if policy == "on" and hindrance:
+        raise UsageError(
+            "train.compile=on is refused", f"{hindrance[0].upper()}{hindrance[1:]}.", "Take train.compile=auto."
+        )
+    if policy != "auto" or hindrance:
+        return policy == "on"
+    return _PASSES * forward_operations(config, spec) * steps >= REPAYS  # never of NaN
+
+
+def _no_compiler(device: torch.device) -> str:
+    """Why nothing can be compiled for `device`, or nothing."""
+    if device.type == "mps":
+        return "torch.compile is not ready for mps"
+    names = (os.environ.get("CXX"), "cl") if sys.platform == "win32" else (os.environ.get("CXX"), "g++", "clang++")
+    found = any(shutil.which(name) for name in names if name)
+    return "" if found else "there is no C++ compiler on the path"
+
+
+def compile_step(step: nn.Module) -> Any:
+    """The step as it is compiled at its first batch: the same draws, and what was compiled is found again by a later process."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache() / "compiled"))
+    return torch.compile(step, options={"fallback_random": True})
