@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from diabolo import choices, durations, language, listings, registry, verbs
+from diabolo import choices, durations, language, launch, listings, registry, verbs
 from diabolo import config as configuration
 from diabolo.data.access import Access
 from diabolo.errors import DiaboloError, UsageError, not_finite
@@ -95,17 +95,17 @@ def train(
     if choice:
         preset, overrides = choices.PRESET, choice.overrides
     plans = _train_plans(preset, overrides, out, resume)
+    launch.refuse_several(len(plans))
     data = choice.dataset(_say) if choice else None
-    from diabolo import evaluation, training
+    from diabolo import evaluation
 
     finished, measured = [], []
     with _progress() as progress:
         for config, place in plans:
             how: dict[str, Any] = {"access": access, "device": device, "progress": progress, "seconds": limit}
-            if config is None:
-                run = training.resume(place, **how)
-            else:
-                run = training.train(config, out=place, data=data, **how)
+            run = _trained(config, place, data, how)
+            if launch.here().rank:
+                return 0  # the first process measures, and speaks
             if evaluate_after and _measurable(run):
                 settings = evaluation.SMOKE if run.config.train.smoke else evaluation.Settings()
                 _evaluate(run, settings, options, device, progress, data)
@@ -342,6 +342,16 @@ def _train_plans(
     return [(config, out and out / f"seed-{config.seed}") for config in configs]
 
 
+def _trained(config: Any, place: Any, data: Dataset | None, how: dict[str, Any]) -> Run:
+    """One of the plans, carried out by this process or by all that were started with it."""
+    from diabolo import distributed, training
+
+    try:
+        return training.train(config, out=place, data=data, **how) if config else training.resume(place, **how)
+    finally:
+        distributed.leave()
+
+
 def _smoke_overrides(overrides: Sequence[str], time: str | None, resume: Path | None) -> tuple[str, ...]:
     """What --smoke changes, refusing what it cannot go with."""
     set_already = next((text for text in overrides if text.partition("=")[0].strip() == "train.epochs"), None)
@@ -458,6 +468,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if reconfigure:
             reconfigure(errors="backslashreplace")
     logging.getLogger("diabolo").addHandler(_Warnings(logging.WARNING))
+    launch.hush()
     try:
         code = _run(list(sys.argv[1:] if tokens is None else tokens))
         sys.stdout.flush()
@@ -476,9 +487,11 @@ def _run(tokens: list[str]) -> int:
     debug = "--debug" in tokens or os.environ.get("DIABOLO_DEBUG") == "1"
     tokens = [token for token in tokens if token != "--debug"]
     try:
+        launch.refuse_other_verbs(tokens)
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         return _show(result) if isinstance(result, verbs.Answer) else int(result or 0)
     except CycloptsError as error:
+        launch.speak(expected=True)
         verb = next((f"{token} " for token in tokens if token in {"data", *app}), "")
         _say(f"error: {error}")
         _say(f"See: diabolo {verb}--help")
@@ -486,6 +499,7 @@ def _run(tokens: list[str]) -> int:
     except DiaboloError as error:
         if debug:
             traceback.print_exc()
+        launch.speak(expected=True)
         _say(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:
@@ -494,6 +508,7 @@ def _run(tokens: list[str]) -> int:
         known = None if debug else not_finite(error)
         if known is None:
             return _internal(error, debug)
+        launch.speak(expected=True)
         _say(f"error: {known}")
         return known.exit_code
     except KeyboardInterrupt:
@@ -504,6 +519,7 @@ def _run(tokens: list[str]) -> int:
 
 
 def _internal(error: Exception, debug: bool) -> int:
+    launch.speak(expected=False)
     traceback.print_exc() if debug else _say(
         f"internal error: {error!r}\nThis is a fault of diabolo. Add --debug to see where."
     )

@@ -46,6 +46,12 @@ def mean_terms(model: Autoencoder, objective: Objective, batches: Any, seed: int
 
     The result does not depend on how the examples are cut into batches.
     """
+    sums, count = summed_terms(model, objective, batches, seed)
+    return {name: total / count for name, total in sums.items()}
+
+
+def summed_terms(model: Autoencoder, objective: Objective, batches: Any, seed: int) -> tuple[dict[str, float], int]:
+    """The same terms added up instead, and the number of examples: what several processes can put together."""
     sums: dict[str, float] = {}
     count = 0
     with torch.no_grad():
@@ -53,7 +59,7 @@ def mean_terms(model: Autoencoder, objective: Objective, batches: Any, seed: int
             count += batch.x.shape[0]
             for name, value in keyed_terms(model, objective, batch.x, batch.index.tolist(), seed).items():
                 sums[name] = sums.get(name, 0.0) + float64(value).sum().item()
-    return {name: total / count for name, total in sums.items()}
+    return sums, count
 
 
 def keyed_terms(

@@ -153,6 +153,14 @@ class Journal:
         self.file.close()
 
 
+class NoJournal(Journal):
+    """The journal of a process that another one writes for: nothing is kept."""
+
+    def __init__(self, path: Path, keep: int | None = None) -> None: ...
+
+    def append(self, row: Mapping[str, Any]) -> None: ...
+
+
 def sweep(run: Path) -> None:
     """Remove what a killed process left half-written. Only under the run's lock."""
     for path in [*run.glob(".*.tmp"), *(run / "state").glob(".*.tmp")]:

@@ -84,14 +84,28 @@ def logged_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def stopped_by_signals(work: Stoppable) -> Iterator[None]:
-    """SIGINT and SIGTERM ask `work` to stop after its step; a second SIGINT stops at once. Only the main thread may listen."""
+def silent() -> Iterator[None]:
+    """Say nothing: another process says it."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+@contextmanager
+def stopped_by_signals(work: Stoppable, repeated: bool = False) -> Iterator[None]:
+    """SIGINT and SIGTERM ask `work` to stop after its step; a second SIGINT stops at once. Only the main thread may listen.
+
+    `repeated`: a launcher may pass on what a terminal sends too, and ends all processes once one has left, so another signal says
+    nothing new: it is ignored to the end of a process that was asked to stop. The launcher itself ends those that take too long.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def listen(number: int, frame: FrameType | None) -> None:
-        if work.stop_code and number == signal.SIGINT:
+        if work.stop_code and number == signal.SIGINT and not repeated:
             raise KeyboardInterrupt
         work.stop_code = 128 + number
 
@@ -100,4 +114,4 @@ def stopped_by_signals(work: Stoppable) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if repeated and work.stop_code else handler)

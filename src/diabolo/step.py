@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diabolo.compiling import compile_step
 from diabolo.config import TrainConfig
+from diabolo.distributed import Processes
 from diabolo.engine import autocast, seeded
 from diabolo.models.distributions import unchecked
 from diabolo.models.objectives import Objective, Terms
@@ -81,8 +82,16 @@ class Descent:
     What does not change from step to step is looked up once: on small models looking it up costs as much as arithmetic.
     """
 
-    def __init__(self, step: Step, train: TrainConfig, device: torch.device, compiled: bool) -> None:
+    def __init__(
+        self,
+        step: Step,
+        train: TrainConfig,
+        device: torch.device,
+        compiled: bool,
+        processes: Processes | None = None,
+    ) -> None:
         self.step, self.train, self.device = step, train, device
+        self.processes = processes or Processes(device)
         self.model = step.model
         self.parameters = list(self.model.parameters())
         self.learners = _learners(step)
@@ -91,6 +100,7 @@ class Descent:
         self.images = any(isinstance(part, nn.Conv2d | nn.ConvTranspose2d) for part in self.model.modules())
         if self.images:  # convolutions read the channels of a pixel together
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._shared = self.processes.wrapped(step)
         self._compiled = compile_step(step) if compiled else None
 
     def terms(self, x: Tensor, y: Tensor | None, number: int, seed: int) -> Terms:
@@ -98,14 +108,17 @@ class Descent:
         if self.images and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         # a compiled step is one of full batches: another size would be compiled anew, for one batch an epoch
-        forward = self._compiled if self._compiled is not None and len(x) == self.train.batch else self.step
+        forward = self._compiled if self._compiled is not None and len(x) == self.train.batch else self._shared
         seeded(self.device, seed)
         with unchecked(), autocast(self.device, self.train.precision):
             found: Terms = forward(x, y, number)
         return found
 
-    def descend(self, loss: Tensor, rate: float) -> bool:
-        """Take the step at a learning rate, unless the gradient is not finite: then nothing changes."""
+    def descend(self, loss: Tensor, rate: float, weight: float = 1.0) -> bool:
+        """Take the step at a learning rate, unless the gradient is not finite: then nothing changes.
+
+        `weight`: the part of the batch that this process has seen.
+        """
         self.optimiser.zero_grad()
         loss.backward()
         norm = _norm([p.grad for p in self.parameters if p.grad is not None])
@@ -117,6 +130,7 @@ class Descent:
         self.optimiser.step()
         for learn in self.learners:
             learn()
+        self.processes.average_statistics(self.step, weight)
         if self.average:
             self.average.update(self.model)
         return True

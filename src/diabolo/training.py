@@ -25,15 +25,16 @@ from diabolo.compiling import compiles
 from diabolo.config import RunConfig
 from diabolo.data import Access, Dataset, Loader
 from diabolo.data.scan import Facts, check, scan
+from diabolo.distributed import Processes, join
 from diabolo.durations import written
-from diabolo.engine import check_precision, environment, own_randomness, pick_device
+from diabolo.engine import check_precision, environment, own_randomness
 from diabolo.errors import DiaboloError, DivergedError, UsageError
-from diabolo.metrics import examples_at_a_time, mean_terms
+from diabolo.metrics import examples_at_a_time, summed_terms
 from diabolo.models.build import build_model, build_objective, check_objective
 from diabolo.models.initialisation import initialise
 from diabolo.progress import Progress
 from diabolo.seeds import fold
-from diabolo.session import InterruptedRun, locked, logged_to, stopped_by_signals
+from diabolo.session import InterruptedRun, locked, logged_to, silent, stopped_by_signals
 from diabolo.step import Descent, Step, learning_rate
 from diabolo.watchdog import Watchdog
 
@@ -81,8 +82,10 @@ class Trainer:
         device: torch.device,
         progress: Progress,
         compiled: bool = False,
+        processes: Processes | None = None,
     ) -> None:
         self.config, self.dataset, self.path, self.device, self.progress = config, dataset, path, device, progress
+        self.processes = processes or Processes(device)
         torch.manual_seed(fold(config.seed, "init"))  # before the model is built
         self.model = build_model(config.model.to_dict(), dataset.spec)
         self.loader = Loader(dataset, "train", device)
@@ -90,7 +93,7 @@ class Trainer:
         self.model.to(device)
         self.objective = build_objective(config.objective.to_dict(), dataset.spec)
         self.step = Step(self.model, self.objective)
-        self.descent = Descent(self.step, config.train, device, compiled)
+        self.descent = Descent(self.step, config.train, device, compiled, self.processes)
         self.watchdog = Watchdog(device)
         self.position = Position()
         self.stop_code = 0
@@ -118,17 +121,20 @@ class Trainer:
         while self.position.epoch <= train.epochs:
             began, skip = time.monotonic(), self.position.batch
             self.step.train()
-            epoch = self.loader.shuffled(train.batch, self.config.seed, self.position.epoch, skip=skip)
+            seed, share = self.config.seed, self.processes.share
+            epoch = self.loader.shuffled(train.batch, seed, self.position.epoch, skip=skip, share=share)
             for batch in islice(epoch, batches - skip):
                 self._take_step(batch.x, batch.y)
                 self._watch()
                 if train.checkpoint_every and self.position.step % train.checkpoint_every == 0:
                     self.save()
-                if self.stop_code or time.monotonic() >= deadline:
+                code, late = self.processes.agreed(self.stop_code, time.monotonic() >= deadline)
+                if code or late:
                     self._lap("train", began)
                     self.save()
-                    if self.stop_code:
-                        raise InterruptedRun(self.path, self.stop_code)
+                    if code:
+                        self.stop_code = code
+                        raise InterruptedRun(self.path, code)
                     return
             self._end_epoch(self._lap("train", began))
         self.progress.finish()
@@ -146,15 +152,15 @@ class Trainer:
 
     def _take_step(self, x: Tensor, y: Tensor | None) -> None:
         here, train = self.position, self.config.train
-        terms = self.descent.terms(x, y, here.step, fold(self.config.seed, "step", here.step))
-        values = torch.stack([term.detach().mean() for term in terms.values()])
-        means = dict(zip(terms, values.tolist()))
-        finite = all(map(math.isfinite, means.values()))
-        taken = finite and self.descent.descend(terms["loss"].mean(), learning_rate(train, here.step, self.steps))
+        seed = fold(self.config.seed, "step", here.step, *self.processes.words)
+        terms = self.descent.terms(*self.processes.fed(x, y), here.step, seed)
+        loss, means, examples = self.processes.reduced(terms, x.shape[0])  # of the whole batch
+        rate = learning_rate(train, here.step, self.steps)
+        taken = all(map(math.isfinite, means.values())) and self.descent.descend(loss, rate, x.shape[0] / examples)
         here.step, here.batch = here.step + 1, here.batch + 1
         here.skipped_in_a_row = 0 if taken else here.skipped_in_a_row + 1
         if taken:
-            here.add(means, x.shape[0])
+            here.add(means, examples)
         else:
             self._skipped(means)
         if taken and here.step % train.log_every == 0:
@@ -162,7 +168,7 @@ class Trainer:
                 "step": here.step,
                 "epoch": here.epoch,
                 "split": "batch",
-                "examples": x.shape[0],
+                "examples": examples,
                 **means,
             })
         self.progress.advance(1, f"epoch {here.epoch}/{train.epochs}  loss {means['loss']:.2f}")
@@ -226,8 +232,7 @@ class Trainer:
         began = time.monotonic()
         with self._deployed():
             size = examples_at_a_time(self.model, self.dataset.spec.shape[0], 500)
-            batches = Loader(self.dataset, name, self.device).ordered(size)
-            means = mean_terms(self.model, self.objective, batches, fold(self.config.seed, "curve"))
+            means = self._means_of(name, size)
         self._lap("curve", began)
         here = self.position
         return {
@@ -237,6 +242,14 @@ class Trainer:
             "examples": len(self.dataset.split(name)),
             **{term: value if math.isfinite(value) else None for term, value in means.items()},
         }
+
+    def _means_of(self, split: str, size: int) -> dict[str, float]:
+        """Means of the terms over a split, each process measuring its share of it."""
+        loader = Loader(self.dataset, split, self.device)
+        share = torch.arange(len(loader))[self.processes.share(len(loader))]
+        batches = loader.ordered(size, share if len(share) else torch.zeros(1, dtype=torch.long))  # the terms' names
+        sums, _ = summed_terms(self.model, self.objective, batches, fold(self.config.seed, "curve"))
+        return self.processes.mean(sums, len(share), len(loader))
 
     def _keep(self, curve: dict[str, Any] | None) -> None:
         here = self.position
@@ -249,7 +262,8 @@ class Trainer:
         self._write_weights()
 
     def _write_weights(self) -> None:
-        runs.save_weights(self.path / "weights.safetensors", self._weights(), self.config, self.dataset.spec)
+        if self.processes.writes:
+            runs.save_weights(self.path / "weights.safetensors", self._weights(), self.config, self.dataset.spec)
 
     def _weights(self) -> dict[str, Tensor]:
         return dict(self.descent.average.weights if self.descent.average else self.model.state_dict())
@@ -272,6 +286,8 @@ class Trainer:
     def save(self) -> None:
         """Write the state; the weights too where the last ones are kept, or there are no best ones yet."""
         here = self.position
+        if not self.processes.writes:
+            return
         here.metrics_offset = self.journal.offset
         runs.save_state(self.path, here.step, self.descent.state(), asdict(here))
         if self.config.train.keep == "last" or not here.best_epoch:
@@ -319,11 +335,11 @@ def train(
         DivergedError: after ten non-finite steps in a row (the last good state is kept), or if no validation loss was finite.
         InterruptedRun: after SIGINT or SIGTERM; the state is kept.
     """
-    where, progress = pick_device(device), progress or Progress()
+    processes, progress = join(device), progress or Progress()
     dataset = data if data is not None else data_module.load(config.data.name, config.data.params, access)
-    facts, compiled = _check(config, dataset, where), _compiled(config, dataset, where)
-    path = runs.create(config, out)
-    return _run(path, config, dataset, facts, where, progress, seconds, compiled, resume=False)
+    facts, compiled = _check(config, dataset, processes.device), _compiled(config, dataset, processes)
+    path = processes.place(lambda: runs.create(config, out))
+    return _run(path, config, dataset, facts, processes, progress, seconds, compiled, resume=False)
 
 
 def resume(
@@ -345,17 +361,20 @@ def resume(
     run = runs.Run(path)
     if run.status.get("state") == "finished":
         raise UsageError(f"{path} is finished", remedy=f"Evaluate it with: diabolo evaluate {path}")
+    processes, progress = join(device), progress or Progress()
     dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
     run.check_data(dataset)
-    where, compiled = pick_device(device), bool(run.env.get("compiled"))
-    facts = _check(run.config, dataset, where)
-    return _run(run.path, run.config, dataset, facts, where, progress or Progress(), seconds, compiled, resume=True)
+    facts, compiled = (
+        _check(run.config, dataset, processes.device),
+        bool(run.env.get("compiled")) and processes.world == 1,
+    )
+    return _run(run.path, run.config, dataset, facts, processes, progress, seconds, compiled, resume=True)
 
 
 def training_source_hash() -> str:
     """SHA-256 of the source that decides what training gives."""
     return runs.source_hash(
-        "models", "data", "training.py", "step.py", "engine.py", "config.py", "seeds.py", "metrics.py"
+        "models", "data", "training.py", "step.py", "distributed.py", "engine.py", "config.py", "seeds.py", "metrics.py"
     )
 
 
@@ -364,27 +383,60 @@ def _run(
     config: RunConfig,
     dataset: Dataset,
     facts: Facts,
-    device: torch.device,
+    processes: Processes,
     progress: Progress,
     seconds: float,
     compiled: bool,
     *,
     resume: bool,
 ) -> runs.Run:
-    with locked(path), logged_to(path / "log.txt"), own_randomness(device):
+    with processes.together():
+        processes.same("configuration or data", f"{config.to_dict()} {dataset.hash}")
+        try:
+            if processes.writes:
+                _write(path, config, dataset, facts, processes, progress, seconds, compiled, resume=resume)
+            else:
+                with silent(), own_randomness(processes.device):
+                    _trained(_prepared(path, config, dataset, processes, Progress(), compiled), seconds)
+        except (InterruptedRun, DivergedError):  # met by all: torchrun ends the others as soon as one has left
+            processes.wait()
+            raise
+        processes.wait()
+    return runs.Run(path)
+
+
+def _trained(trainer: Trainer, seconds: float) -> None:
+    many = trainer.processes.world > 1
+    with trainer.processes.together(), stopped_by_signals(trainer, repeated=many):
+        trainer.run(seconds)
+
+
+def _write(
+    path: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    facts: Facts,
+    processes: Processes,
+    progress: Progress,
+    seconds: float,
+    compiled: bool,
+    *,
+    resume: bool,
+) -> None:
+    """Train as the one process that writes the run and speaks of it."""
+    with locked(path), logged_to(path / "log.txt"), own_randomness(processes.device):
         runs.sweep(path)
         if not resume:
-            _describe(path, config, dataset, device, compiled)
+            _describe(path, config, dataset, processes, compiled)
             if dataset.warning:
                 logger.warning("%s", dataset.warning)
         status: dict[str, Any] = {"state": "running", "exit_code": None}
         runs.write_json(path / "status.json", status)
         trainer = None
         try:
-            trainer = _prepared(path, config, dataset, device, progress, compiled)
+            trainer = _prepared(path, config, dataset, processes, progress, compiled)
             _say_card(trainer, facts)
-            with stopped_by_signals(trainer):
-                trainer.run(seconds)
+            _trained(trainer, seconds)
             kept = runs.load_weights(path / "weights.safetensors")
             card.record(path, kept, config, dataset.spec, facts, runs.AT_THE_END)
             status = _ended(trainer, seconds)
@@ -402,19 +454,22 @@ def _run(
             raise
         finally:
             runs.write_json(path / "status.json", {**status, **_closed(trainer)})
-    return runs.Run(path)
 
 
 def _prepared(
-    path: Path, config: RunConfig, dataset: Dataset, device: torch.device, progress: Progress, compiled: bool
+    path: Path, config: RunConfig, dataset: Dataset, processes: Processes, progress: Progress, compiled: bool
 ) -> Trainer:
     """A trainer at the run's newest state, or at its first step where none was written yet, with its journals open."""
-    trainer = Trainer(config, dataset, path, device, progress, compiled)
+    trainer = Trainer(config, dataset, path, processes.device, progress, compiled, processes)
     if runs.states(path):
         trainer.restore()
         logger.info("resumed at step %d", trainer.position.step)
-    trainer.journal = runs.Journal(path / "metrics.jsonl", keep=trainer.position.metrics_offset)
-    trainer.clock = runs.Journal(path / "timing.jsonl")
+    if processes.world > 1:
+        logger.info("trained by %d processes", processes.world)
+    processes.same("the state that they go on from", str(trainer.position))
+    journal = runs.Journal if processes.writes else runs.NoJournal
+    trainer.journal = journal(path / "metrics.jsonl", keep=trainer.position.metrics_offset)
+    trainer.clock = journal(path / "timing.jsonl")
     return trainer
 
 
@@ -452,17 +507,27 @@ def _closed(trainer: Trainer | None) -> dict[str, int]:
     return {"step": here.step, "epoch": min(here.epoch, trainer.config.train.epochs), "skipped": here.skipped}
 
 
-def _describe(path: Path, config: RunConfig, dataset: Dataset, device: torch.device, compiled: bool) -> None:
+def _describe(path: Path, config: RunConfig, dataset: Dataset, processes: Processes, compiled: bool) -> None:
     """Say what the run is, once and first: whoever lost a race for the folder finds these files and leaves."""
     if (path / "config.json").exists():
         raise UsageError(f"{path} exists already", "A run is never overwritten.", "Choose another --out.")
     runs.write_json(path / "config.json", config.to_dict())
     data = {"data": runs.describe_data(dataset), "source_hash": training_source_hash()}
-    runs.write_json(path / "env.json", {**environment(device), "compiled": compiled, **data})
+    runs.write_json(
+        path / "env.json", {**environment(processes.device), **processes.describe(), "compiled": compiled, **data}
+    )
 
 
-def _compiled(config: RunConfig, dataset: Dataset, device: torch.device) -> bool:
-    """Whether the step is compiled: decided here once, for a resumed run goes on as it began."""
+def _compiled(config: RunConfig, dataset: Dataset, processes: Processes) -> bool:
+    """Whether the step is compiled: decided here once, for a resumed run goes on as it began. Never by many processes, which
+    share the step as it is."""
+    if processes.world > 1:
+        if config.train.compile == "on":
+            raise UsageError(
+                "train.compile=on is for one process", remedy="Take train.compile=auto, or leave torchrun out."
+            )
+        return False
+    device = processes.device
     objective = build_objective(config.objective.to_dict(), dataset.spec)
     return compiles(
         config, dataset.spec, card.steps_of(config, dataset.spec), getattr(objective, "eager", False), device

@@ -10,7 +10,7 @@ the fixed draw is made a part at a time, and is that of a split in memory only w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -57,21 +57,30 @@ class Loader:
         """How many batches an epoch has; the last one may be short."""
         return -(-len(self) // batch_size)
 
-    def shuffled(self, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """The batches of a training epoch, without the first `skip`, for which no work is done.
+    def shuffled(
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        skip: int = 0,
+        share: Callable[[int], slice] = lambda count: slice(count),
+    ) -> Iterator[Batch]:
+        """The batches of a training epoch, without the first `skip`, for which no work is done; of each the part `share` of its
+        number of examples, which may be none.
 
-        With binarised data every batch is drawn anew as Bernoulli(k/255).
+        With binarised data every batch is drawn anew as Bernoulli(k/255), as a whole, so that its parts fit together.
         """
         generator = torch.Generator().manual_seed(fold(seed, "order", epoch))
         order = torch.randperm(len(self), generator=generator)
         for number in range(skip, self.batches(batch_size)):
-            index = order[number * batch_size : (number + 1) * batch_size]
-            values = self._gather(self.values, index)
+            whole = order[number * batch_size : (number + 1) * batch_size]
+            part = share(len(whole))
+            index = whole[part]
             if self.binarize:
-                drawn = bernoulli(values.cpu(), fold(seed, "binarize", epoch, number))
+                drawn = bernoulli(self._gather(self.values, whole).cpu(), fold(seed, "binarize", epoch, number))[part]
                 yield self._batch(drawn.to(self.device).to(self.dtype), index)
             else:
-                yield self._batch(self._scaled(values), index)
+                yield self._batch(self._scaled(self._gather(self.values, index)), index)
 
     def ordered(self, batch_size: int, indices: Tensor | None = None) -> Iterator[Batch]:
         """The split, or the examples `indices` (n,) of it, in the order given.
