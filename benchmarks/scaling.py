@@ -3,7 +3,8 @@
     python benchmarks/scaling.py [--out results/speed/scaling.json] [--quick]
 
 Each point is a process of its own; the images are noise, which costs what pictures cost. Training: one thread, Model 1's network
-and batch, seconds of the second epoch. log p(x): ms an image. Two processes are two runs at once of one thread each.
+and batch, seconds of the second epoch. log p(x): ms an image. Processes have one thread each: so many runs at once, and so many
+that share one run, started by torchrun.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ SERIES: dict[str, list[Point]] = {
     "draws": [replace(LOG_P, k=k) for k in (100, 1000, 5000, 10000)],
 }
 PROCESSES = (1, 2)
+#: Runs that processes share, as torchrun starts them.
+SHARED = {
+    "Model 1": ["mnist-grey"],
+    "ConvVAE": ["cifar10-conv", "data=clouds", "data.examples=4000", "data.size=32"],
+}
 
 
 # ------------------------------------------------------------------------------------------------ a point's own process
@@ -125,6 +131,25 @@ def at_once(processes: int) -> dict[str, Any]:
     }
 
 
+def shared(name: str, processes: int) -> dict[str, Any]:
+    """One run by so many processes: images a second in its second epoch."""
+    with tempfile.TemporaryDirectory() as out:
+        run = Path(out) / "run"
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+        order = ["-m", "diabolo", "train", *SHARED[name], "train.epochs=2", "train.curve=none", "--device", "cpu"]
+        done = carry_out([*command, *order, "--no-evaluate", "--yes", "--out", str(run)], environment(1))
+        if done.failure:
+            sys.exit(f"error: {name} by {processes} processes\n{done.failure}")
+        seconds = _rows(run / "timing.jsonl", stage="train")[-1]["seconds"]
+        images = _rows(run / "metrics.jsonl", split="train")[-1]["examples"]
+    return {"run": name, "processes": processes, "images_a_second": images / seconds, "max_rss": done.max_rss}
+
+
+def _rows(path: Path, **wanted: str) -> list[dict[str, Any]]:
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if wanted.items() <= row.items()]
+
+
 def _machine() -> dict[str, Any]:
     code = "import json, torch; from diabolo.engine import environment as e; print(json.dumps(e(torch.device('cpu'))))"
     printed = subprocess.run([sys.executable, "-c", code], env=environment(1), capture_output=True, check=True).stdout
@@ -162,9 +187,11 @@ def main() -> None:
         "machine": _machine(),
     }
     found = {name: _series(name, points) for name, points in series.items()}
-    together = [at_once(count) for count in (PROCESSES[:1] if given.quick else PROCESSES)]
+    counts = PROCESSES[:1] if given.quick else PROCESSES
+    together = [at_once(count) for count in counts]
+    one_run = [shared(name, count) for name in SHARED for count in counts]
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"about": about, "series": found, "processes": together}
+    content = {"about": about, "series": found, "processes": together, "one_run": one_run}
     given.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"kept in {given.out}")
 

@@ -56,7 +56,7 @@ def main() -> int:
         "--constraint",
         str(constraints(kept)),
         "--editable",
-        ".[dev]",
+        ".[dev,dist]",
     ]
     done = subprocess.run(command, cwd=ROOT, check=False)
     if done.returncode:
