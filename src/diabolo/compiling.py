@@ -23,8 +23,9 @@ from diabolo.errors import DiaboloError, UsageError
 from diabolo.models.build import build_model
 from diabolo.models.distributions import unchecked
 
-#: Floating-point operations from which on a run repays the wait: about 20 minutes of one core's.
-REPAYS = 1.2e14
+#: Floating-point operations from which on a run repays the wait: three times what it takes at most (results/speed/compile.json),
+#: a quarter of an hour of one core.
+REPAYS = 6e13
 #: A backward pass costs two forward passes.
 _PASSES = 3
 
@@ -72,4 +73,5 @@ def _no_compiler(device: torch.device) -> str:
 def compile_step(step: nn.Module) -> Any:
     """The step as it is compiled at its first batch: the same draws, and what was compiled is found again by a later process."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache() / "compiled"))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # here, not in processes of its own: there are two kernels
     return torch.compile(step, options={"fallback_random": True})
