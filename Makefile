@@ -60,9 +60,9 @@ verify-cifar: $(STAMP)
 	@$(BIN)/python tools/verify_cifar.py --out results/cifar10
 	@$(BIN)/python tools/verify_cifar.py --out results/cifar10 --plan locality
 
-# In pieces: make bench JOBS=a,c. The machine should be quiet: rounds in which it was not are dropped.
+# In pieces: python -m benchmarks.speed --jobs a,c. The machine should be quiet: rounds in which it was not are dropped.
 bench: $(STAMP)
-	@$(BIN)/python -m benchmarks.speed $(if $(JOBS),--jobs $(JOBS))
+	@$(BIN)/python -m benchmarks.speed
 
 setup: $(STAMP)
 
