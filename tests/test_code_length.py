@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from diabolo import registry, training
-from diabolo.code_length import DEQUANTIZED, EXACT, bits, dequantized, gaussian_nats
+from diabolo.code_length import DEQUANTIZED, EXACT, bits, code_length, dequantized, gaussian_nats
 from diabolo.compare import compare
 from diabolo.config import resolve
-from diabolo.data import from_tensor
+from diabolo.data import DataSpec, from_tensor
 from diabolo.evaluation import Settings, evaluate
 from diabolo.images_metrics import psnr, psnr_se, ssim
 from diabolo.metrics import Evidence
-from known import tiny_images
+from diabolo.models.build import build_model
+from known import SIGMAS, model_config, sigmas, tiny_images
 
 torch.set_num_threads(1)
 D = 3 * 16 * 16
@@ -92,6 +93,24 @@ def test_the_noise_of_an_image_depends_on_its_index_alone():
     assert not torch.equal(whole, dequantized(x, range(6), seed=4))
 
 
+@torch.no_grad()
+def test_a_density_is_scored_at_levels_with_their_noise():
+    """Networks that say of every image that it is level 100, in the middle of its cell with the deviation of u, and q = N(1, 1):
+    E of the nats is D/2 (log(2 pi var) + 1) + 3/2. 5 sigma over 200 images; at k/255 or k/256 it is off by 50."""
+    spec, deviation = DataSpec(name="known", shape=(1, 4, 4), values="grey", examples=100), 1 / 256 / math.sqrt(12)
+    model = build_model(model_config(3, depth=0), spec).double()
+    for parameter in model.parameters():
+        parameter.zero_()
+    model.encoder.layers[-1].bias[:3] = 1
+    model.decoder.layers[-1].bias.fill_(100.5 / 256)
+    model.likelihood.log_scale.fill_(math.log(deviation))
+    found = code_length(model, torch.full((200, 1, 4, 4), 100 / 255).double(), range(200), samples=1, seed=0)
+    nats = 8 * (math.log(2 * math.pi * deviation**2) + 1) + 1.5
+    assert sigmas(found["bits"], nats / (16 * math.log(2)) + 8) < SIGMAS
+    assert sigmas(found["dequantized_error"], deviation**2) < SIGMAS
+    assert found["dequantized_kl"].tolist() == pytest.approx([1.5] * 200, rel=1e-12)
+
+
 def test_bits_of_an_evaluation_are_those_of_its_columns(runs):
     """Written out from per-image numbers; a fixed sigma^2 of 1/2 costs more than eight, the calibrated one less."""
     fixed = runs["fixed"].evaluation()
@@ -141,6 +160,16 @@ def evidence() -> Evidence:
         split="test", unit="nats/image", distortion=half, mse_mean=torch.tensor([0.01, 0.03], dtype=torch.float64),
         mean=half[:, None], samples=1, bits=torch.tensor([3.0, 5.0], dtype=torch.float64), pixels=True, dimensions=D,
     )  # fmt: skip
+
+
+def test_calibrated_bits_are_those_of_error_and_rate(evidence):
+    """sigma^2 = 0.015: D/2 (log(2 pi sigma^2) + error / sigma^2) + KL nats of each image."""
+    error, kl = (torch.tensor(values, dtype=torch.float64) for values in ([0.01, 0.03], [5.0, 9.0]))
+    known = replace(evidence, dequantized_error=error, dequantized_kl=kl, train_variance=0.015, train_examples=7)
+    found = registry.get("metric", "bits_per_dim_calibrated")(known)
+    nats = D / 2 * (math.log(2 * math.pi * 0.015) + 0.02 / 0.015) + 7
+    assert found["value"] == pytest.approx(nats / (D * math.log(2)) + 8, rel=1e-12)
+    assert (found["sigma"], found["fitted_to"]) == (math.sqrt(0.015), 7)
 
 
 def test_psnr_is_that_of_the_mean_error_with_its_standard_error(evidence):

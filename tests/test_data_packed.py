@@ -130,6 +130,18 @@ def test_packing_again_writes_the_same_bytes_and_a_packed_set_can_be_packed(pack
     assert all((packed / name).read_bytes() == (tmp_path / "twice" / name).read_bytes() for name in names)
 
 
+def test_the_size_of_a_block_changes_nothing(folder, packed, tmp_path, monkeypatch):
+    """Images are written so many at a time: here 7 of 41, and 7 of 1,797."""
+    pack("digits", tmp_path / "digits")
+    monkeypatch.setattr(packing, "_ROWS", 7)
+    pack(f"folder:{folder}", tmp_path / "folder", size=16)
+    pack("digits", tmp_path / "again")
+    for one, other in ((packed, tmp_path / "folder"), (tmp_path / "digits", tmp_path / "again")):
+        names = [path.name for path in one.iterdir()]
+        assert "train.labels.i64" in names
+        assert all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
 def test_losses_and_evaluation_are_those_from_memory(folder, packed, tmp_path):
     found = {}
     for word in (f"folder:{folder}", f"packed:{packed}"):

@@ -405,6 +405,19 @@ def test_the_laplace_is_scipys():
 
 
 @pytest.mark.parametrize("mean", ["linear", "sigmoid"])
+@pytest.mark.parametrize(("name", "given"), [("gaussian", {"scale": 0.3}), ("gaussian", {}), ("gaussian_optimal", {})])
+def test_the_gaussian_with_one_scale_is_scipys(name, given, mean):
+    x, params = torch.rand(5, 2, 3, dtype=torch.float64), 3 * torch.randn(1, 5, 2, 3, dtype=torch.float64)
+    likelihood = head(name, mean=mean, **given).double()
+    p, raw = likelihood(params), params[0].numpy()
+    centre = raw if mean == "linear" else 1 / (1 + np.exp(-raw))
+    assert likelihood.sigma == pytest.approx(given.get("scale", 1.0), rel=1e-7)
+    known = stats.norm.logpdf(x.numpy(), centre, likelihood.sigma).sum((1, 2))
+    np.testing.assert_allclose(p.log_prob(x).detach()[0].numpy(), known, rtol=1e-12)
+    np.testing.assert_allclose(p.mean[0].numpy(), centre, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mean", ["linear", "sigmoid"])
 def test_the_gaussian_of_each_value_is_scipys(mean):
     x, params = torch.rand(5, 2, 3, dtype=torch.float64), 3 * torch.randn(1, 5, 4, 3, dtype=torch.float64)
     p = head("gaussian_per_pixel", mean=mean, min_log_scale=-2.0)(params)

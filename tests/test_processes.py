@@ -7,8 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +184,88 @@ def test_a_signal_saves_and_one_process_speaks(together):
     assert said.count("error: interrupted") == said.count("loss: this objective") == 1, said
     assert "terminate called" not in said and "Warning" not in said, said
     assert (run.env["processes"], run.env["backend"]) == (2, "gloo")
+
+
+# ------------------------------------------------------------------------------------------------ two in one process
+class Met:
+    """In place of accelerate, for two that are threads of one process: adds up what both give."""
+
+    def __init__(self) -> None:
+        self.both, self.given = threading.Barrier(2, timeout=60), dict[int, torch.Tensor]()
+
+    def reduce(self, values: torch.Tensor, reduction: str) -> torch.Tensor:
+        assert reduction == "sum"
+        self.given[threading.get_ident()] = values
+        self.both.wait()
+        total = sum(self.given.values())
+        self.both.wait()  # neither gives more before the other has seen this
+        return total
+
+
+def side_by_side(work: Callable[[distributed._Many], Any]) -> list[Any]:
+    """What each of two processes finds."""
+    met, pair = Met(), [object.__new__(distributed._Many) for _ in range(2)]
+    for rank, process in enumerate(pair):
+        process.rank, process.world, process.device, process.accelerator = rank, 2, torch.device("cpu"), met
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(work, pair))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_unequal_shares_have_the_gradient_and_the_means_of_the_whole_batch(count):
+    """torch averages the gradients of the two; a share may be empty."""
+    x = torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+    start = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
+
+    def terms(weight: torch.Tensor, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (x @ weight).square() + weight.sum(), "rate": x.sum(1)}
+
+    def work(process: distributed._Many) -> tuple[torch.Tensor, dict[str, float], int]:
+        share, weight = x[process.share(count)], start.clone().requires_grad_()
+        loss, means, examples = process.reduced(terms(weight, process.fed(share, None)[0]), len(share))
+        return torch.autograd.grad(loss, weight)[0], means, examples
+
+    (a, *said), (b, *also) = side_by_side(work)
+    weight = start.clone().requires_grad_()
+    whole = {name: term.mean() for name, term in terms(weight, x).items()}
+    torch.testing.assert_close((a + b) / 2, torch.autograd.grad(whole["loss"], weight)[0], rtol=1e-12, atol=1e-12)
+    assert said == also == [pytest.approx({name: mean.item() for name, mean in whole.items()}, rel=1e-12), count]
+
+
+def test_unequal_shares_have_the_statistics_of_both():
+    x = torch.randn(5, 2, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    shares = [x[:2], x[2:]]
+
+    def work(process: distributed._Many) -> dict[str, list[float]]:
+        learned, share = many.parts().double(), shares[process.rank]
+        many.statistics(learned, share)
+        process.average_statistics(learned, len(share) / 5)
+        return {name: value.flatten().tolist() for name, value in learned.state_dict().items()}
+
+    first, second = side_by_side(work)
+    assert first == second
+    alone = [many.statistics(many.parts().double(), share) for share in shares]
+    for name in first:
+        means = [0.4 * a + 0.6 * b for a, b in zip(*(found[name] for found in alone))]
+        assert first[name] == pytest.approx(means), name
+
+
+def test_each_process_draws_noise_of_its_own(tmp_path, monkeypatch):
+    """And the first one that of a process alone."""
+    monkeypatch.setattr(distributed, "_accelerator", lambda *_: (None, None))
+    words = []
+    for rank in (0, 1):
+        started(monkeypatch, rank)
+        words.append(join("cpu").words)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert words[0] == join("cpu").words
+    losses = []
+    for rank in (0, 1):
+        monkeypatch.setattr(Processes, "words", words[rank])
+        config = many.config_of(many.DRAWN, "train.epochs=1")
+        training.train(config, out=tmp_path / str(rank), data=tiny_images(20), device="cpu")
+        losses.append(rows(tmp_path / str(rank))[0]["loss"])
+    assert losses[0] != losses[1]
 
 
 # ------------------------------------------------------------------------------------------------ one process

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 import diabolo
-from diabolo import evaluation, linear, runs, tables, training
+from diabolo import adaptive, evaluation, linear, runs, tables, training
 from diabolo.config import resolve
-from diabolo.data import Access, Dataset, from_tensor, load, sources
+from diabolo.data import Access, Dataset, from_tensor, load, packing, sources
 from diabolo.data.catalogue import Collection, File
 from diabolo.data.stored import read_levels
 from diabolo.errors import DiaboloError
@@ -61,9 +65,9 @@ def curves(run: runs.Run) -> Numbers:
     return {"rows": len(rows), "first loss": rows[0]["loss"], "epochs' loss": sum(epochs) / len(epochs), **found}
 
 
-def measured(run: runs.Run, data: Dataset | None = None) -> Numbers:
+def measured(run: runs.Run, data: Dataset | None = None, settings: evaluation.Settings = SETTINGS) -> Numbers:
     """Every number of an evaluation but its clock, and the first image's ELBO."""
-    result = evaluation.evaluate(run, SETTINGS, data=data, device="cpu")
+    result = evaluation.evaluate(run, settings, data=data, device="cpu")
     about = result.pop("about")
     first = run.per_image()["elbo" if about["bound"] == "elbo" else "distortion"][0].item()
     found = {"normalised": int(about["normalised"]), "first image": first}
@@ -176,6 +180,117 @@ def tampered(root: Path) -> Numbers:
     }
 
 
+def pixels(root: Path) -> Numbers:
+    """Colour images under a density, under exact probabilities, and with the asymmetric loss."""
+    fixed = ("model.likelihood=gaussian", "model.likelihood.scale=0.7071067811865476", "model.likelihood.mean=sigmoid")
+    made = {
+        "density": fixed,
+        "exact": ("model.likelihood=discretized_logistic",),
+        "asymmetric": (*fixed, "objective=asymmetric"),
+    }
+    few, found = evaluation.Settings(k=5, elbo_samples=2, curve_k=(), probes=False), Numbers()
+    for name, overrides in made.items():
+        run = train(root / name, "data=clouds", "data.examples=100", "data.size=12", "train.epochs=2", *overrides)
+        found |= {f"{name} {key}": value for key, value in (curves(run) | measured(run, settings=few)).items()}
+    return found
+
+
+def closed(root: Path) -> Numbers:
+    """The closed-form lines of small colour images."""
+    lines = linear.lines(load("clouds", {"examples": 300, "size": 8}), (3, 20), ((20, 0.5), (20, 0.02)))
+    found = Numbers()
+    for convention, part in (("grid", lines.grid), ("dequantized", lines.dequantized)):
+        for line in part:
+            rows = {f"{convention} {line.name} {key}": value for key, value in line.to_dict().items()}
+            found |= {key: value for key, value in rows.items() if type(value) in (int, float)}
+    return found
+
+
+GREY = ("train.epochs=1", "model.likelihood=bernoulli_relaxed")
+
+
+def steps(root: Path) -> Numbers:
+    """What a step may be told: a schedule, a start, a precision."""
+    made = {
+        "warm-up": "train.warmup=0.3",
+        "schedule": "train.schedule=cosine",
+        "he": "train.init=he",
+        "data": "train.init=data",
+        "bf16": "train.precision=bf16",
+    }
+    trained = {name: train(root / name, *GREY, override) for name, override in made.items()}
+    return {f"{name} {key}": value for name, run in trained.items() for key, value in curves(run).items()}
+
+
+def convolutions(root: Path) -> Numbers:
+    """Convolutions of colour images that crash and go on."""
+    small = ("data=clouds", "data.examples=200", "data.size=8", "train.epochs=1", "train.batch=20")
+    options = ("model.encoder=conv", "model.decoder=conv", "model.encoder.width=4", "model.decoder.width=4")
+    with suppress(Kill):
+        train(root / "conv", *small, *options, "train.checkpoint_every=3", progress=KillAt(8))
+    return curves(training.resume(root / "conv", device="cpu"))
+
+
+def draws(root: Path) -> Numbers:
+    """log p(x) with K chosen image by image, up to the ceiling and up to a low one."""
+    run, found = train(root / "draws", *GREY, "train.lr=0.01"), Numbers()
+    settings = evaluation.Settings(images=20, elbo_samples=4, curve_k=(), probes=False, se=0.1)
+    for ceiling in (adaptive.CEILING, 50):
+        adaptive.CEILING = ceiling
+        again = measured(run, settings=settings)
+        found |= {f"up to {ceiling}: {key}": value for key, value in again.items()}
+    return found
+
+
+def places(data: Dataset) -> Numbers:
+    """Labels and levels of the training split, each weighted by its place."""
+    at, labels = torch.arange(1.0, len(data.train) + 1, dtype=torch.float64), data.train.labels
+    assert labels is not None
+    return {
+        "labels": (at @ labels.double()).item(),
+        "levels": (at @ data.train.values.double().flatten(1).mean(1)).item(),
+    }
+
+
+def packed(root: Path) -> Numbers:
+    """A data set and a folder of images, packed a few images at a time; a training on what was packed."""
+    quiet, packing._ROWS = Access(say=lambda text: None), 16
+    generator, folder = np.random.default_rng(0), root / "folder"
+    for i in range(60):
+        place = folder / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(place / f"{i}.png")
+    packing.pack("digits", {}, root / "digits", quiet, Progress())
+    packing.pack_folder(str(folder), 8, "auto", root / "images", quiet.say, Progress())
+    found = {name: places(load("packed", {"path": str(root / name)})) for name in ("digits", "images")}
+    run = train(root / "run", "train.epochs=1", "model.likelihood=bernoulli_relaxed", f"data=packed:{root / 'digits'}")
+    found["run"] = curves(run) | measured(run)
+    return {f"{name} {key}": value for name, numbers in found.items() for key, value in numbers.items()}
+
+
+def processes(root: Path) -> Numbers:
+    """A training by two processes, whose shares of a batch differ by one; nothing where what joins them is not installed."""
+    if not find_spec("accelerate"):
+        return {}
+    options = ("model.likelihood=gaussian_optimal", "train.epochs=1", "train.batch=51", "train.log_every=1")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "diabolo"),
+            *("train", "vae", *options, "--device", "cpu", "--out", str(root / "two")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    run = runs.Run(root / "two")
+    rows = [row for row in run.metrics() if row["split"] == "batch"]
+    return {
+        **curves(run),
+        "examples": sum(row["examples"] for row in rows),
+        "sigma": run.model().likelihood.sigma,
+        "weights": sum(t.norm().item() for t in run.model().parameters()),
+    }
+
+
 def refusable(work: Callable[[], float]) -> float | str:
     try:
         return work()
@@ -186,6 +301,7 @@ def refusable(work: Callable[[], float]) -> float | str:
 def main() -> None:
     torch.set_num_threads(1)
     parts = (grey, relaxed, everything, iwae, family, own, best, mismatch, tampered)
+    parts += (pixels, closed, steps, convolutions, draws, packed, processes)
     found = Numbers()
     with tempfile.TemporaryDirectory() as folder:
         for part in (part for part in parts if part.__name__ in sys.argv[1:] or not sys.argv[1:]):
