@@ -1,7 +1,8 @@
 """Importance sampling with as many draws for each image as its log p(x) needs, or with one K for all.
 
-n images, K draws of one image, w = p(x, z) / q(z | x) the weights, v = Var(w) / E[w]^2 their relative variance. The estimate
-log mean w has the standard error sqrt(v / K), by the delta method, the bias -v / (2 K), and K / (1 + v) effective draws.
+n images, K draws of one image, w = p(x, z) / r(z) the weights, v = Var(w) / E[w]^2 their relative variance. The proposal r is
+fitted to each image (diabolo.proposals) or is q(z | x), as it always is for one K. The estimate log mean w has the standard
+error sqrt(v / K), by the delta method, the bias -v / (2 K), and K / (1 + v) effective draws.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from diabolo.metrics import effective_sample_size, log_p_variance
 from diabolo.models.objectives import log_mean_exp
+from diabolo.proposals import FITTED, POSTERIOR, Fitted
 from diabolo.seeds import fold
 
 #: (images (n,), K, seed) -> log w (K, B) of consecutive batches of them, float64, the noise keyed by image.
@@ -131,21 +133,24 @@ def _estimate(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return log_mean_exp(log_w), log_p_variance(log_w), bias, effective_sample_size(log_w)
 
 
-def summary(chosen: Plan, found: Estimates, se: float) -> dict[str, Any]:
+def summary(chosen: Plan, found: Estimates, se: float, fitted: Fitted | None = None) -> dict[str, Any]:
     """What evaluation.json says of an adaptive estimate: what was asked for, the K chosen, and how far it was met.
 
     `within`: the images whose measured standard error is at most `se` and whose jackknife bias at most 0.4 `se`. Where the
     weights have so heavy a tail that their variance grows with the draws, as under a q much narrower than the posterior, a
-    pilot sees too little of it and few images are within.
+    pilot sees too little of it and few images are within. `proposal`: where the draws come from; `fit_draws`: gradients that
+    it was fitted with, of all images (0 where it is q). Neither these nor the pilots' draws are among `draws`.
     """
     within = (found.variance.sqrt() <= se) & (found.bias.abs() <= BIAS_SHARE * se)
     return {
         "se_asked": se,
+        "proposal": POSTERIOR if fitted is None else FITTED,
         "k_median": int(chosen.k.median()),
         "k_min": int(chosen.k.min()),
         "k_max": int(chosen.k.max()),
         "draws": int(chosen.k.sum()),
         "pilot_draws": chosen.pilot_draws,
+        "fit_draws": 0 if fitted is None else fitted.draws,
         "ceiling": CEILING,
         "at_ceiling": int(chosen.at_ceiling.sum()),
         "at_ceiling_share": chosen.at_ceiling.double().mean().item(),

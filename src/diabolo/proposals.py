@@ -1,0 +1,186 @@
+r"""Proposals fitted to each image's posterior, from which importance sampling needs far fewer draws than from q(z | x).
+
+.. math:: \log p(x) = \log E_r\left[ \frac{p(x | z) p(z)}{r(z)} \right], \quad r = t_\nu(\mu, 1.05^2\, S S^T)
+
+for any r that covers the posterior. q of a variational autoencoder has independent coordinates, the posterior has not: where q is
+too narrow the weights' tail is heavy. Here r has a full covariance, fitted to the gradient of log p(x, z) in z, of which one
+evaluation says d numbers where a weight says one; the draws of the fit are thrown away, so that the estimate of p(x) stays
+unbiased. Being a Student t, r has heavier tails than a posterior under a Gaussian prior and a bounded likelihood, so that the
+weights are bounded.
+
+n images, B of them in a batch, K draws of one, d latent dimensions, an event of z flattened to d.
+
+References: Cappe et al., Population Monte Carlo (2004), https://doi.org/10.1198/106186004X12803, and Cornuet et al., Adaptive
+multiple importance sampling (2012), arXiv:0907.1254, fit to weighted draws; the gradients come from Salimans & Knowles,
+Fixed-form variational posterior approximation through stochastic linear regression (2013), arXiv:1206.6679. Tails: Owen & Zhou,
+Safe and effective importance sampling (2000), https://doi.org/10.1080/01621459.2000.10473909.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+
+from diabolo.data import Loader
+from diabolo.metrics import decoded_rows, float64
+from diabolo.models.autoencoder import Autoencoder
+from diabolo.models.distributions import keyed_sample, unchecked
+from diabolo.seeds import fold, mix
+
+#: What evaluation.json calls the two proposals.
+FITTED, POSTERIOR = "fitted Student t", "posterior"
+#: Latent dimensions up to which a full covariance is fitted: it costs 8 d gradients an image and d^2 numbers kept for it.
+LARGEST_LATENT = 64
+#: How far each round goes towards what it measured: the first two all the way, the others average over their own noise.
+STEPS = (1.0, 1.0, 0.7, 0.5)
+#: A round changes a variance by this factor at most, and the mean by so many standard deviations.
+MOST_CHANGE, FARTHEST = 10.0, 5.0
+#: Degrees of freedom and inflation of the standard deviation: a Gaussian's weights have the longer tail, 10 degrees cost draws.
+DEGREES, INFLATION = 30, 1.05
+
+
+class MultivariateT(Distribution):
+    r"""Student's t with `DEGREES` degrees of freedom, loc (B, *event) and scale (B, d, d), any square root of its scale matrix.
+
+    .. math:: \log r(z) = c - \log|\det S| - \tfrac{\nu + d}{2} \log(1 + |S^{-1} (z - \mu)|^2 / \nu), \quad
+              c = \log\Gamma(\tfrac{\nu + d}{2}) - \log\Gamma(\tfrac\nu2) - \tfrac d2 \log(\nu\pi)
+
+    Reference: Kotz & Nadarajah, Multivariate t-distributions and their applications (2004).
+    """
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        super().__init__(loc.shape[:1], loc.shape[1:], validate_args=False)
+        self.loc, self.scale = loc, scale
+        self.inverse, self.log_det = torch.linalg.inv(scale), torch.linalg.slogdet(scale).logabsdet
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """(K, B) nats of value (K, B, *event)."""
+        d = self.scale.shape[-1]
+        square = torch.einsum("bij,kbj->kbi", self.inverse, (value - self.loc).flatten(2)).square().sum(-1)
+        constant = math.lgamma((DEGREES + d) / 2) - math.lgamma(DEGREES / 2) - d / 2 * math.log(DEGREES * math.pi)
+        log_r: Tensor = constant - self.log_det - (DEGREES + d) / 2 * torch.log1p(square / DEGREES)
+        return log_r
+
+
+@keyed_sample.register
+def _(r: MultivariateT, samples: int, seeds: Sequence[int]) -> Tensor:
+    d = r.scale.shape[-1]
+    shape = (samples, d + DEGREES)  # the latter for the chi-squared variable
+    normal = [torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=r.loc.dtype) for seed in seeds]
+    noise = torch.stack(normal, 1).to(r.loc.device)
+    u = noise[..., :d] / noise[..., d:].square().mean(-1, keepdim=True).sqrt()
+    moved: Tensor = torch.einsum("bij,kbj->kbi", r.scale, u).unflatten(-1, r.loc.shape[1:])
+    return r.loc + moved
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The proposals of n images, whose numbers within their split are `index`, ascending: loc (n, *event), scale (n, d, d)."""
+
+    index: Tensor
+    loc: Tensor
+    scale: Tensor
+
+    def of(self, index: Tensor) -> MultivariateT:
+        """The proposals of the images `index` (B,), which must be among those that were fitted."""
+        rows = torch.searchsorted(self.index, index.to(self.index))
+        return MultivariateT(self.loc[rows], self.scale[rows])
+
+    @property
+    def draws(self) -> int:
+        """Gradients that the fit took, of all images; one costs about two draws that are only scored."""
+        return draws_of_fit(self.scale.shape[-1]) * len(self.index)
+
+
+def draws_of_fit(d: int) -> int:
+    """Gradients that the fit of one image takes."""
+    return 2 * d * len(STEPS)
+
+
+def fit_all(
+    model: Autoencoder, loader: Loader, index: Tensor, seed: int, advance: Callable[[int], object]
+) -> Fitted | None:
+    """Fit the images index (n,), ascending, of a loader, the noise keyed by image; None where q itself is to be the proposal:
+    where it is no Gaussian with independent coordinates, or has more than `LARGEST_LATENT` of them."""
+    locs, scales = [], []
+    for batch in loader.ordered(_together(model, loader), indices=index):
+        q = model.encode(batch.x)
+        if not _fittable(q):
+            return None
+        r = fit(model, batch.x, q, batch.index.tolist(), seed)
+        locs.append(r.loc)
+        scales.append(r.scale)
+        advance(len(batch.x))
+    return Fitted(index, torch.cat(locs), torch.cat(scales))
+
+
+def _fittable(q: Distribution) -> bool:
+    gaussian = isinstance(q, Independent) and isinstance(q.base_dist, Normal)
+    return gaussian and q.event_shape.numel() <= LARGEST_LATENT
+
+
+def _together(model: Autoencoder, loader: Loader) -> int:
+    """Images whose gradients of one round fill a chunk."""
+    d = model.encode(next(iter(loader.ordered(1))).x).event_shape.numel()
+    return max(1, decoded_rows(model, loader.values) // (2 * d))
+
+
+def fit(model: Autoencoder, x: Tensor, q: Distribution, index: Sequence[int], seed: int) -> MultivariateT:
+    r"""Fit r to the posteriors of x (B, *data), beginning at the Gaussian q(z | x), by regression on gradients.
+
+    .. math:: g(u) = S^T \nabla_z \log p(x, \mu + S u) \approx \bar g - H u, \quad
+              H \leftarrow (1 - \rho) I + \rho H, \quad \mu \leftarrow \mu + \rho S H^{-1} \bar g, \quad
+              S \leftarrow S H^{-1/2}
+
+    in rounds with the steps rho of `STEPS`, from 2 d points u a round: both ends of d orthogonal directions at random, of
+    length sqrt(d), by which the regression is a mean. For a Gaussian posterior it is exact after one round. What
+    is not finite changes nothing.
+    """
+    d, seed = q.event_shape.numel(), fold(seed, "proposal")
+    loc, scale = float64(q.mean).flatten(1), torch.diag_embed(float64(q.stddev).flatten(1))
+    for number, step in enumerate(STEPS):
+        u = _points([mix(fold(seed, number), i) for i in index], d)  # (2 d, B, d)
+        z = loc + torch.einsum("bij,kbj->kbi", scale, u)
+        score = _score(model, x, z.unflatten(-1, q.event_shape).to(q.mean)).flatten(2)
+        loc, scale = _moved(loc, scale, u, torch.einsum("bij,kbi->kbj", scale, score), step)
+    return MultivariateT(loc.unflatten(-1, q.event_shape).to(q.mean), (INFLATION * scale).to(q.mean))
+
+
+def _points(seeds: Sequence[int], d: int) -> Tensor:
+    normal = [torch.randn(d, d, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
+    half = math.sqrt(d) * torch.linalg.qr(torch.stack(normal)).Q.transpose(0, 1)  # (d, B, d), rows orthogonal
+    return torch.cat([half, -half])
+
+
+def _score(model: Autoencoder, x: Tensor, z: Tensor) -> Tensor:
+    """The gradient of log p(x, z) in z, like z (M, B, *event), in float64, decoded in chunks."""
+    prior = model.prior(None, model.encode)
+    assert prior is not None  # a bound was asked for
+    parts = []
+    with unchecked(), torch.enable_grad():
+        for part in z.split(max(1, decoded_rows(model, x) // len(x))):
+            part = part.detach().requires_grad_()
+            joint = model.decode(part).log_prob(x) + prior.log_prob(part)
+            parts.append(float64(torch.autograd.grad(joint.sum(), part)[0]))
+    return torch.cat(parts)
+
+
+def _moved(loc: Tensor, scale: Tensor, u: Tensor, g: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    """One round: loc (B, d) and scale (B, d, d) from the gradients g at points u, both (2 d, B, d), in the coordinates of u."""
+    slope, mean = torch.einsum("kbi,kbj->bij", g, u) / len(u), g.mean(0)
+    known = (slope.isfinite().all(-1).all(-1) & mean.isfinite().all(-1))[:, None]
+    identity = torch.eye(u.shape[-1], dtype=u.dtype)
+    curvature = (1 - step) * identity - step * torch.where(known[..., None], (slope + slope.mT) / 2, -identity)
+    eigenvalues, vectors = torch.linalg.eigh(curvature)
+    eigenvalues, axes = eigenvalues.clamp(1 / MOST_CHANGE, MOST_CHANGE), scale @ vectors
+    way = torch.einsum("bij,bi->bj", vectors, torch.where(known, step * mean, 0.0)) / eigenvalues
+    way = way * (FARTHEST / way.norm(dim=1, keepdim=True)).clamp(max=1)
+    return loc + torch.einsum("bij,bj->bi", axes, way), axes * eigenvalues.rsqrt()[:, None]
