@@ -29,8 +29,9 @@ PILOT, GROWTH = 64, 4
 CEILING, LARGEST_PILOT = 100_000, 25_000
 #: Below about 10 effective draws the delta method sees too small an error: the draws that would show it are still missing.
 LEAST_ESS = 20
-#: A pilot of LEAST_ESS effective draws knows v within about a third: more draws, so that most images meet what was asked for.
-MARGIN = 1.5
+#: A pilot of LEAST_ESS effective draws knows v within about a third, and rather sees too little: more draws, so that most
+#: images meet what was asked for.
+MARGIN = 2.0
 #: The bias that is allowed beside a standard error.
 BIAS_SHARE = 0.4
 
@@ -75,7 +76,7 @@ def jackknife_bias(log_w: Tensor) -> Tensor:
 def draws_needed(log_w: Tensor, se: float) -> Tensor:
     r"""The K that a pilot log_w (n, B) says each image needs, (B,), not rounded, infinite where it cannot say.
 
-    .. math:: K = \max\left( c \tfrac{v}{se^2},\ c \tfrac{n |b|}{0.4\, se},\ 20 (1 + v) \right), \quad c = 1.5
+    .. math:: K = \max\left( c \tfrac{v}{se^2},\ c \tfrac{n |b|}{0.4\, se},\ 20 (1 + v) \right), \quad c = 2
 
     v: the weights' relative variance, b: the jackknife bias at n draws, which falls as 1 / K. The last term asks for an
     effective sample size of 20: below about 10 the standard error is itself an underestimate.
@@ -91,12 +92,15 @@ def constant(images: int, k: int) -> Plan:
     return Plan(torch.full((images,), k), torch.zeros(images, dtype=torch.bool), 0)
 
 
-def plan(weights: Weights, index: Tensor, se: float, seed: int) -> Plan:
+def plan(
+    weights: Weights, index: Tensor, se: float, seed: int, improve: Callable[[Tensor, int], object] | None = None
+) -> Plan:
     """Choose K for each image of index (n,), so that its standard error is `se` nats and its bias 0.4 `se` at most.
 
     K is chosen from pilot draws that the estimate never sees: p(x) stays estimated without bias, which stopping at a pleasing
     estimate would spoil. A pilot grows until it has `LEAST_ESS` effective draws, or shows by its variance, which it rather
-    underestimates, that the ceiling is too low. K is rounded up to a power of 2^(1/4), so that many images share one.
+    underestimates, that the ceiling is too low; before it grows `improve` (images, seed) may change what `weights` draws
+    them from. K is rounded up to a power of 2^(1/4), so that many images share one.
     """
     need, waiting, spent, n = torch.zeros(len(index), dtype=torch.float64), torch.arange(len(index)), 0, PILOT
     while len(waiting) and n <= LARGEST_PILOT:
@@ -104,6 +108,8 @@ def plan(weights: Weights, index: Tensor, se: float, seed: int) -> Plan:
         need[waiting], doubtful = (torch.cat(column) for column in zip(*found))
         spent += n * len(waiting)
         waiting, n = waiting[doubtful], n * GROWTH
+        if improve is not None and len(waiting):
+            improve(index[waiting], fold(seed, "improve", n))
     rounded = torch.exp2((4 * need.log2()).ceil() / 4).ceil()
     return Plan(rounded.clamp(max=CEILING).long(), need > CEILING, spent)
 

@@ -81,23 +81,34 @@ def _(r: MultivariateT, samples: int, seeds: Sequence[int]) -> Tensor:
     return r.loc + moved
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fitted:
-    """The proposals of n images, whose numbers within their split are `index`, ascending: loc (n, *event), scale (n, d, d)."""
+    """The proposals of n images, whose numbers within their split are `index`, ascending: loc (n, d), scale (n, d, d) before
+    inflation, both float64, and q's event and precision. `draws`: gradients that the fit took, of all images; one costs about
+    two draws that are only scored."""
 
     index: Tensor
+    like: Tensor  # (0, *event)
     loc: Tensor
     scale: Tensor
+    draws: int = 0
 
     def of(self, index: Tensor) -> MultivariateT:
         """The proposals of the images `index` (B,), which must be among those that were fitted."""
-        rows = torch.searchsorted(self.index, index.to(self.index))
-        return MultivariateT(self.loc[rows], self.scale[rows])
+        rows = self._rows(index)
+        loc, scale = self.loc[rows].unflatten(1, self.like.shape[1:]), INFLATION * self.scale[rows]
+        return MultivariateT(loc.to(self.like), scale.to(self.like))
 
-    @property
-    def draws(self) -> int:
-        """Gradients that the fit took, of all images; one costs about two draws that are only scored."""
-        return draws_of_fit(self.scale.shape[-1]) * len(self.index)
+    def improve(self, model: Autoencoder, loader: Loader, index: Tensor, seed: int) -> None:
+        """Go on with the images `index` from where their fit ended, in as many rounds again."""
+        for batch in loader.ordered(_together(model, loader, self.loc.shape[1]), indices=index):
+            rows, images = self._rows(batch.index), batch.index.tolist()
+            start = self.loc[rows], self.scale[rows]
+            self.loc[rows], self.scale[rows] = fit(model, batch.x, self.like, *start, images, seed)
+            self.draws += draws_of_fit(self.loc.shape[1]) * len(images)
+
+    def _rows(self, index: Tensor) -> Tensor:
+        return torch.searchsorted(self.index, index.to(self.index))
 
 
 def draws_of_fit(d: int) -> int:
@@ -110,31 +121,31 @@ def fit_all(
 ) -> Fitted | None:
     """Fit the images index (n,), ascending, of a loader, the noise keyed by image; None where q itself is to be the proposal:
     where it is no Gaussian with independent coordinates, or has more than `LARGEST_LATENT` of them."""
-    locs, scales = [], []
-    for batch in loader.ordered(_together(model, loader), indices=index):
-        q = model.encode(batch.x)
-        if not _fittable(q):
-            return None
-        r = fit(model, batch.x, q, batch.index.tolist(), seed)
-        locs.append(r.loc)
-        scales.append(r.scale)
-        advance(len(batch.x))
-    return Fitted(index, torch.cat(locs), torch.cat(scales))
+    q = model.encode(next(iter(loader.ordered(1))).x)
+    gaussian, d = isinstance(q, Independent) and isinstance(q.base_dist, Normal), q.event_shape.numel()
+    if not gaussian or d > LARGEST_LATENT:
+        return None
+    like, size = q.mean[:0], (len(index), d, d)
+    fitted = Fitted(index, like, torch.empty(size[:2], dtype=torch.float64), torch.empty(size, dtype=torch.float64))
+    for batch in loader.ordered(_together(model, loader, d), indices=index):
+        q, rows = model.encode(batch.x), fitted._rows(batch.index)
+        fitted.loc[rows] = float64(q.mean).flatten(1)
+        fitted.scale[rows] = torch.diag_embed(float64(q.stddev).flatten(1))
+        fitted.improve(model, loader, batch.index, seed)
+        advance(len(rows))
+    return fitted
 
 
-def _fittable(q: Distribution) -> bool:
-    gaussian = isinstance(q, Independent) and isinstance(q.base_dist, Normal)
-    return gaussian and q.event_shape.numel() <= LARGEST_LATENT
-
-
-def _together(model: Autoencoder, loader: Loader) -> int:
+def _together(model: Autoencoder, loader: Loader, d: int) -> int:
     """Images whose gradients of one round fill a chunk."""
-    d = model.encode(next(iter(loader.ordered(1))).x).event_shape.numel()
     return max(1, decoded_rows(model, loader.values) // (2 * d))
 
 
-def fit(model: Autoencoder, x: Tensor, q: Distribution, index: Sequence[int], seed: int) -> MultivariateT:
-    r"""Fit r to the posteriors of x (B, *data), beginning at the Gaussian q(z | x), by regression on gradients.
+def fit(
+    model: Autoencoder, x: Tensor, like: Tensor, loc: Tensor, scale: Tensor, index: Sequence[int], seed: int
+) -> tuple[Tensor, Tensor]:
+    r"""Fit loc (B, d) and scale (B, d, d), float64, to the posteriors of x (B, *data), by regression on gradients; `like`
+    (0, *event) is what z is like.
 
     .. math:: g(u) = S^T \nabla_z \log p(x, \mu + S u) \approx \bar g - H u, \quad
               H \leftarrow (1 - \rho) I + \rho H, \quad \mu \leftarrow \mu + \rho S H^{-1} \bar g, \quad
@@ -144,14 +155,12 @@ def fit(model: Autoencoder, x: Tensor, q: Distribution, index: Sequence[int], se
     length sqrt(d), by which the regression is a mean. For a Gaussian posterior it is exact after one round. What
     is not finite changes nothing.
     """
-    d, seed = q.event_shape.numel(), fold(seed, "proposal")
-    loc, scale = float64(q.mean).flatten(1), torch.diag_embed(float64(q.stddev).flatten(1))
     for number, step in enumerate(STEPS):
-        u = _points([mix(fold(seed, number), i) for i in index], d)  # (2 d, B, d)
+        u = _points([mix(fold(seed, "proposal", number), i) for i in index], loc.shape[1])  # (2 d, B, d)
         z = loc + torch.einsum("bij,kbj->kbi", scale, u)
-        score = _score(model, x, z.unflatten(-1, q.event_shape).to(q.mean)).flatten(2)
+        score = _score(model, x, z.unflatten(-1, like.shape[1:]).to(like)).flatten(2)
         loc, scale = _moved(loc, scale, u, torch.einsum("bij,kbi->kbj", scale, score), step)
-    return MultivariateT(loc.unflatten(-1, q.event_shape).to(q.mean), (INFLATION * scale).to(q.mean))
+    return loc, scale
 
 
 def _points(seeds: Sequence[int], d: int) -> Tensor:
