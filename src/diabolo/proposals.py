@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from diabolo.data import Loader
-from diabolo.metrics import decoded_rows, float64
+from diabolo.data.spec import Batch
+from diabolo.metrics import decoded_rows, float64, importance_log_weights
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.distributions import keyed_sample, unchecked
 from diabolo.seeds import fold, mix
@@ -41,6 +42,8 @@ LARGEST_LATENT = 64
 STEPS = (1.0, 1.0, 0.7, 0.5)
 #: A round changes a variance by this factor at most, and the mean by so many standard deviations.
 MOST_CHANGE, FARTHEST = 10.0, 5.0
+#: Draws among which a second fit looks for its start.
+STARTS = 256
 #: Degrees of freedom and inflation of the standard deviation: a Gaussian's weights have the longer tail, 10 degrees cost draws.
 DEGREES, INFLATION = 30, 1.05
 
@@ -85,7 +88,7 @@ def _(r: MultivariateT, samples: int, seeds: Sequence[int]) -> Tensor:
 class Fitted:
     """The proposals of n images, whose numbers within their split are `index`, ascending: loc (n, d), scale (n, d, d) before
     inflation, both float64, and q's event and precision. `draws`: gradients that the fit took, of all images; one costs about
-    two draws that are only scored."""
+    two draws that are only scored, and two of these count as one."""
 
     index: Tensor
     like: Tensor  # (0, *event)
@@ -100,12 +103,21 @@ class Fitted:
         return MultivariateT(loc.to(self.like), scale.to(self.like))
 
     def improve(self, model: Autoencoder, loader: Loader, index: Tensor, seed: int) -> None:
-        """Go on with the images `index` from where their fit ended, in as many rounds again."""
-        for batch in loader.ordered(_together(model, loader, self.loc.shape[1]), indices=index):
-            rows, images = self._rows(batch.index), batch.index.tolist()
-            start = self.loc[rows], self.scale[rows]
-            self.loc[rows], self.scale[rows] = fit(model, batch.x, self.like, *start, images, seed)
-            self.draws += draws_of_fit(self.loc.shape[1]) * len(images)
+        """Fit the images `index` again, from the heaviest of `STARTS` draws of their proposals: where these saw a mode that they
+        do not cover, it is there."""
+        for batch in loader.ordered(_together(model, loader, STARTS), indices=index):
+            r, images, own = self.of(batch.index), batch.index.tolist(), fold(seed, "start")
+            log_w = importance_log_weights(model, batch.x, images, STARTS, own, proposal=r)
+            z = keyed_sample(r, STARTS, [mix(own, i) for i in images])  # the same draws
+            start = z[log_w.argmax(0), torch.arange(len(images))]
+            self.draws += STARTS // 2 * len(images)
+            self.set(model, batch, float64(start).flatten(1), self.scale[self._rows(batch.index)], seed)
+
+    def set(self, model: Autoencoder, batch: Batch, loc: Tensor, scale: Tensor, seed: int) -> None:
+        """Fit a batch of images, beginning at loc (B, d) and scale (B, d, d)."""
+        rows, images = self._rows(batch.index), batch.index.tolist()
+        self.loc[rows], self.scale[rows] = fit(model, batch.x, self.like, loc, scale, images, seed)
+        self.draws += draws_of_fit(loc.shape[1]) * len(images)
 
     def _rows(self, index: Tensor) -> Tensor:
         return torch.searchsorted(self.index, index.to(self.index))
@@ -127,18 +139,16 @@ def fit_all(
         return None
     like, size = q.mean[:0], (len(index), d, d)
     fitted = Fitted(index, like, torch.empty(size[:2], dtype=torch.float64), torch.empty(size, dtype=torch.float64))
-    for batch in loader.ordered(_together(model, loader, d), indices=index):
-        q, rows = model.encode(batch.x), fitted._rows(batch.index)
-        fitted.loc[rows] = float64(q.mean).flatten(1)
-        fitted.scale[rows] = torch.diag_embed(float64(q.stddev).flatten(1))
-        fitted.improve(model, loader, batch.index, seed)
-        advance(len(rows))
+    for batch in loader.ordered(_together(model, loader, 2 * d), indices=index):
+        q = model.encode(batch.x)
+        fitted.set(model, batch, float64(q.mean).flatten(1), torch.diag_embed(float64(q.stddev).flatten(1)), seed)
+        advance(len(batch.x))
     return fitted
 
 
-def _together(model: Autoencoder, loader: Loader, d: int) -> int:
-    """Images whose gradients of one round fill a chunk."""
-    return max(1, decoded_rows(model, loader.values) // (2 * d))
+def _together(model: Autoencoder, loader: Loader, draws: int) -> int:
+    """Images of which so many draws fill a chunk."""
+    return max(1, decoded_rows(model, loader.values) // draws)
 
 
 def fit(
