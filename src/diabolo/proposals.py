@@ -66,8 +66,9 @@ class MultivariateT(Distribution):
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         super().__init__(loc.shape[:1], loc.shape[1:], validate_args=False)
-        self.loc, self.scale = loc, scale
-        self.inverse, self.log_det = torch.linalg.inv(scale), torch.linalg.slogdet(scale).logabsdet
+        self.loc, self.scale, exact = loc, scale, float64(scale)  # some accelerators lack the determinant
+        inverse, log_det = torch.linalg.inv(exact), torch.linalg.slogdet(exact).logabsdet
+        self.inverse, self.log_det = inverse.to(scale.dtype).to(loc.device), log_det.to(scale.dtype).to(loc.device)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """(K, B) nats of value (K, B, *event)."""
@@ -105,7 +106,7 @@ class Fitted:
         """The proposals of the images `index` (B,), which must be among those that were fitted."""
         rows = self._rows(index)
         loc, scale = self.loc[rows].unflatten(1, self.like.shape[1:]), INFLATION * self.scale[rows]
-        return MultivariateT(loc.to(self.like), scale.to(self.like))
+        return MultivariateT(*(t.to(self.like.dtype).to(self.like.device) for t in (loc, scale)))
 
     def improve(self, model: Autoencoder, loader: Loader, index: Tensor, seed: int) -> None:
         """Fit the images `index` again, from the heaviest of `STARTS` draws of their proposals: where these saw a mode that they
@@ -173,7 +174,7 @@ def fit(
     for number, step in enumerate(STEPS):
         u = _points([mix(fold(seed, "proposal", number), i) for i in index], loc.shape[1])  # (2 d, B, d)
         z = loc + torch.einsum("bij,kbj->kbi", scale, u)
-        score = _score(model, x, z.unflatten(-1, like.shape[1:]).to(like)).flatten(2)
+        score = _score(model, x, z.unflatten(-1, like.shape[1:]).to(like.dtype).to(like.device)).flatten(2)
         loc, scale = _moved(loc, scale, u, torch.einsum("bij,kbi->kbj", scale, score), step)
     return loc, scale
 
