@@ -1,7 +1,8 @@
 """Importance sampling with as many draws for each image as its log p(x) needs, or with one K for all.
 
-n images, K draws of one image, w = p(x, z) / q(z | x) the weights, v = Var(w) / E[w]^2 their relative variance. The estimate
-log mean w has the standard error sqrt(v / K), by the delta method, the bias -v / (2 K), and K / (1 + v) effective draws.
+n images, K draws of one image, w = p(x, z) / r(z) the weights, v = Var(w) / E[w]^2 their relative variance. The proposal r is
+fitted to each image (diabolo.proposals) or is q(z | x), as it always is for one K. The estimate log mean w has the standard
+error sqrt(v / K), by the delta method, the bias -v / (2 K), and K / (1 + v) effective draws.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from diabolo.metrics import effective_sample_size, log_p_variance
 from diabolo.models.objectives import log_mean_exp
+from diabolo.proposals import FITTED, POSTERIOR, Fitted
 from diabolo.seeds import fold
 
 #: (images (n,), K, seed) -> log w (K, B) of consecutive batches of them, float64, the noise keyed by image.
@@ -27,8 +29,9 @@ PILOT, GROWTH = 64, 4
 CEILING, LARGEST_PILOT = 100_000, 25_000
 #: Below about 10 effective draws the delta method sees too small an error: the draws that would show it are still missing.
 LEAST_ESS = 20
-#: A pilot of LEAST_ESS effective draws knows v within about a third: more draws, so that most images meet what was asked for.
-MARGIN = 1.5
+#: A pilot of LEAST_ESS effective draws knows v within about a third, and rather sees too little: more draws, so that most
+#: images meet what was asked for.
+MARGIN = 2.0
 #: The bias that is allowed beside a standard error.
 BIAS_SHARE = 0.4
 
@@ -73,7 +76,7 @@ def jackknife_bias(log_w: Tensor) -> Tensor:
 def draws_needed(log_w: Tensor, se: float) -> Tensor:
     r"""The K that a pilot log_w (n, B) says each image needs, (B,), not rounded, infinite where it cannot say.
 
-    .. math:: K = \max\left( c \tfrac{v}{se^2},\ c \tfrac{n |b|}{0.4\, se},\ 20 (1 + v) \right), \quad c = 1.5
+    .. math:: K = \max\left( c \tfrac{v}{se^2},\ c \tfrac{n |b|}{0.4\, se},\ 20 (1 + v) \right), \quad c = 2
 
     v: the weights' relative variance, b: the jackknife bias at n draws, which falls as 1 / K. The last term asks for an
     effective sample size of 20: below about 10 the standard error is itself an underestimate.
@@ -89,12 +92,15 @@ def constant(images: int, k: int) -> Plan:
     return Plan(torch.full((images,), k), torch.zeros(images, dtype=torch.bool), 0)
 
 
-def plan(weights: Weights, index: Tensor, se: float, seed: int) -> Plan:
+def plan(
+    weights: Weights, index: Tensor, se: float, seed: int, improve: Callable[[Tensor, int], object] | None = None
+) -> Plan:
     """Choose K for each image of index (n,), so that its standard error is `se` nats and its bias 0.4 `se` at most.
 
     K is chosen from pilot draws that the estimate never sees: p(x) stays estimated without bias, which stopping at a pleasing
     estimate would spoil. A pilot grows until it has `LEAST_ESS` effective draws, or shows by its variance, which it rather
-    underestimates, that the ceiling is too low. K is rounded up to a power of 2^(1/4), so that many images share one.
+    underestimates, that the ceiling is too low; before it grows `improve` (images, seed) may change what `weights` draws
+    them from. K is rounded up to a power of 2^(1/4), so that many images share one.
     """
     need, waiting, spent, n = torch.zeros(len(index), dtype=torch.float64), torch.arange(len(index)), 0, PILOT
     while len(waiting) and n <= LARGEST_PILOT:
@@ -102,6 +108,8 @@ def plan(weights: Weights, index: Tensor, se: float, seed: int) -> Plan:
         need[waiting], doubtful = (torch.cat(column) for column in zip(*found))
         spent += n * len(waiting)
         waiting, n = waiting[doubtful], n * GROWTH
+        if improve is not None and len(waiting):
+            improve(index[waiting], fold(seed, "improve", n))
     rounded = torch.exp2((4 * need.log2()).ceil() / 4).ceil()
     return Plan(rounded.clamp(max=CEILING).long(), need > CEILING, spent)
 
@@ -131,21 +139,24 @@ def _estimate(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return log_mean_exp(log_w), log_p_variance(log_w), bias, effective_sample_size(log_w)
 
 
-def summary(chosen: Plan, found: Estimates, se: float) -> dict[str, Any]:
+def summary(chosen: Plan, found: Estimates, se: float, fitted: Fitted | None = None) -> dict[str, Any]:
     """What evaluation.json says of an adaptive estimate: what was asked for, the K chosen, and how far it was met.
 
     `within`: the images whose measured standard error is at most `se` and whose jackknife bias at most 0.4 `se`. Where the
     weights have so heavy a tail that their variance grows with the draws, as under a q much narrower than the posterior, a
-    pilot sees too little of it and few images are within.
+    pilot sees too little of it and few images are within. `proposal`: where the draws come from; `fit_draws`: gradients that
+    it was fitted with, of all images (0 where it is q). Neither these nor the pilots' draws are among `draws`.
     """
     within = (found.variance.sqrt() <= se) & (found.bias.abs() <= BIAS_SHARE * se)
     return {
         "se_asked": se,
+        "proposal": POSTERIOR if fitted is None else FITTED,
         "k_median": int(chosen.k.median()),
         "k_min": int(chosen.k.min()),
         "k_max": int(chosen.k.max()),
         "draws": int(chosen.k.sum()),
         "pilot_draws": chosen.pilot_draws,
+        "fit_draws": 0 if fitted is None else fitted.draws,
         "ceiling": CEILING,
         "at_ceiling": int(chosen.at_ceiling.sum()),
         "at_ceiling_share": chosen.at_ceiling.double().mean().item(),

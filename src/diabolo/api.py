@@ -124,7 +124,8 @@ def evaluate(
         data, labels: the same arrays as in training, for a run that was trained on arrays; one that `train` returned still has
             them.
         k, images: draws of z (1,000) and number of images for log p(x) by importance sampling.
-        se: instead of k, as many draws for each image as make its Monte-Carlo standard error `se` nats (diabolo.adaptive).
+        se: instead of k, as many draws for each image as make its Monte-Carlo standard error `se` nats, from a proposal fitted to
+            it (diabolo.adaptive, diabolo.proposals).
         progress: as in `train`.
 
     Raises:

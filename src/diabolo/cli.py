@@ -125,7 +125,7 @@ def evaluate(
     se: Annotated[
         float | None,
         Parameter(
-            help="Instead of --k: draws for each image until the Monte-Carlo SE of its log p(x), in nats, is SE."
+            help="Instead of --k: draws from a proposal fitted to each image, until its log p(x) has this Monte-Carlo SE, nats."
         ),
     ] = None,
     images: Annotated[int | None, Parameter(help="Images for log p(x), stratified; 0 for all (500).")] = None,

@@ -42,6 +42,7 @@ from diabolo.models.distributions import keyed_sample
 from diabolo.models.objectives import log_mean_exp
 from diabolo.options import k_or_se
 from diabolo.progress import Progress
+from diabolo.proposals import Fitted, fit_all
 from diabolo.seeds import fold, mix
 
 logger = logging.getLogger("diabolo")
@@ -62,10 +63,11 @@ CURVE_VALUES = 400_000_000
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How a run is measured. `k` draws for log p(x) (0: it is not estimated) on `images` stratified images (0, or more than
-    there are: all), or with `se` as many draws for each image as make its Monte-Carlo standard error `se` nats (None: `k`; see
-    diabolo.adaptive). `elbo_samples` draws for the bound on every image, the curve of log p against `curve_k` on
-    `curve_images` of them (None: K up to 5,000, less for large images, as `CURVE_VALUES` allows); `probes` fits classifiers;
-    the sigma of a calibrated Gaussian is set on `calibration` training images (0, or more than there are: all)."""
+    there are: all), or with `se` as many draws for each image as make its Monte-Carlo standard error `se` nats, from a proposal
+    fitted to it (None: `k` from q; see diabolo.adaptive, diabolo.proposals). `elbo_samples` draws for the bound on every image,
+    the curve of log p against `curve_k` on `curve_images` of them (None: K up to 5,000, less for large images, as
+    `CURVE_VALUES` allows); `probes` fits classifiers; the sigma of a calibrated Gaussian is set on `calibration` training
+    images (0, or more than there are: all)."""
 
     split: str = "test"
     k: int = 1000
@@ -176,6 +178,7 @@ def evaluation_source_hash() -> str:
         "models",
         "data",
         "adaptive.py",
+        "proposals.py",
         "metrics.py",
         "code_length.py",
         "images_metrics.py",
@@ -350,15 +353,20 @@ def _importance(
     seed, weights = fold(settings.seed, "importance"), partial(_weights, model, loader)
     more: dict[str, Any] = {}
     if settings.se is None:
-        plan = adaptive.constant(count, settings.k)
+        fitted, plan = None, adaptive.constant(count, settings.k)
     else:
-        plan = adaptive.plan(weights, index, settings.se, seed)
+        progress.start("proposals for log p(x)", count)
+        fitted = fit_all(model, loader, index, seed, progress.advance)
+        progress.finish()
+        weights = partial(_weights, model, loader, fitted=fitted)
+        improve = None if fitted is None else partial(fitted.improve, model, loader)
+        plan = adaptive.plan(weights, index, settings.se, seed, improve)
     k = settings.k if settings.se is None else adaptive.words(settings.se)
     progress.start(f"log p(x), K = {k}", count)
     found = adaptive.estimates(weights, index, plan.k, seed, progress.advance)
     progress.finish()
     if settings.se is not None:
-        more = {"adaptive": adaptive.summary(plan, found, settings.se), "log_p_k": plan.k}
+        more = {"adaptive": adaptive.summary(plan, found, settings.se, fitted), "log_p_k": plan.k}
         _say_shortfall(more["adaptive"], count, progress)
     curve, curve_variance = _curve(model, loader, labels, index, settings, progress)
     return {
@@ -436,10 +444,13 @@ def _blocked_variance(log_w: Tensor, k: int) -> Tensor:
     return log_mean_exp(log_w[: blocks * k].unflatten(0, (-1, k)), 1).var(0) / blocks
 
 
-def _weights(model: Autoencoder, loader: Loader, index: Tensor, k: int, seed: int) -> Iterator[Tensor]:
+def _weights(
+    model: Autoencoder, loader: Loader, index: Tensor, k: int, seed: int, fitted: Fitted | None = None
+) -> Iterator[Tensor]:
     together = max(1, min(BATCH, decoded_rows(model, loader.values) // k))  # images in a full chunk
     for batch in loader.ordered(together, indices=index):
-        yield importance_log_weights(model, batch.x, batch.index.tolist(), k, seed)
+        proposal = None if fitted is None else fitted.of(batch.index)
+        yield importance_log_weights(model, batch.x, batch.index.tolist(), k, seed, proposal=proposal)
 
 
 def _probe_inputs(model: Autoencoder, dataset: Dataset, device: torch.device) -> dict[str, Any]:

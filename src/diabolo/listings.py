@@ -110,7 +110,8 @@ def _draws(log_p: Mapping[str, Any]) -> str:
     if log_p.get("mode") != "adaptive":
         return shown_k(log_p["k"])
     return (
-        f"{shown_k(log_p['k'])}, median {log_p['k_median']:,}, {log_p['at_ceiling']:,} at the ceiling of "
+        f"{shown_k(log_p['k'])}, median {log_p['k_median']:,}, proposal {log_p.get('proposal', 'posterior')}, "
+        f"{log_p['at_ceiling']:,} at the ceiling of "
         f"{log_p['ceiling']:,}, {log_p['within']:,} within SE and bias,"
     )
 

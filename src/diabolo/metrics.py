@@ -87,17 +87,20 @@ def importance_log_weights(
     samples: int,
     seed: int,
     chunk_values: int | None = None,
+    proposal: Distribution | None = None,
 ) -> Tensor:
-    """log w_k = log p(x, z_k) - log q(z_k | x), (K, B) float64 on the CPU; exactly K = `samples` draws.
+    """log w_k = log p(x, z_k) - log q(z_k | x), (K, B) float64 on the CPU; exactly K = `samples` draws. `proposal`, batch (B,),
+    takes the place of q(z | x), as a draw's origin and in the weight: E[w] stays p(x).
 
-    x is encoded once; all K draws of an image come from one call, then are decoded in chunks (`decoded_rows`), so that any
-    chunking gives the same numbers up to rounding. The first draw is scored with the checks of the distributions on, as x is
-    the same for all others; parameters that are no numbers further on give weights that are none.
+    x is encoded once, or not at all; all K draws of an image come from one call, then are decoded in chunks (`decoded_rows`),
+    so that any chunking gives the same numbers up to rounding. The first draw is scored with the checks of the distributions
+    on, as x is the same for all others; parameters that are no numbers further on give weights that are none.
 
     Raises:
         ValueError: for x outside the likelihood's support, or parameters outside their range.
     """
-    q, prior = model.encode(x), model.prior(None, model.encode)
+    q = model.encode(x) if proposal is None else proposal
+    prior = model.prior(None, model.encode)
     z = keyed_sample(q, samples, [mix(seed, i) for i in index])  # (K, B, d)
 
     def log_weight(part: Tensor) -> Tensor:
