@@ -230,6 +230,9 @@ def test_torch_changes_no_weight():
 def test_data_refuses_a_model_that_it_does_not_know(changed):
     with pytest.raises(UsageError, match=r"train.init=data"):
         descent("train.init=data", *changed)
+    with pytest.raises(UsageError, match=r"train.init=data"):
+        diabolo.train("vae", X, overrides=["train.init=data", *changed], out="run", device="cpu", progress=None)
+    assert not Path("run").exists(), "before a folder is made"
     descent("train.init=he", *changed)
 
 

@@ -31,7 +31,7 @@ from diabolo.engine import check_precision, environment, own_randomness
 from diabolo.errors import DiaboloError, DivergedError, UsageError
 from diabolo.metrics import examples_at_a_time, summed_terms
 from diabolo.models.build import build_model, build_objective, check_objective
-from diabolo.models.initialisation import initialise
+from diabolo.models.initialisation import check_init, initialise
 from diabolo.progress import Progress
 from diabolo.seeds import fold
 from diabolo.session import InterruptedRun, locked, logged_to, silent, stopped_by_signals
@@ -548,4 +548,5 @@ def _check(config: RunConfig, dataset: Dataset, device: torch.device) -> Facts:
     with torch.device("meta"):  # shapes alone
         model = build_model(config.model.to_dict(), dataset.spec)
     check_objective(model, build_objective(config.objective.to_dict(), dataset.spec))
+    check_init(model, config.train.init)
     return facts

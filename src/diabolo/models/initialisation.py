@@ -26,14 +26,11 @@ def initialise(model: Autoencoder, init: str, mean: Callable[[], Tensor]) -> Non
     activation follows, so for all but the last of a network. `data`: the same, and the encoder sees values about their mean over
     the training split, `mean()` (*data), its first bias being -W mean; the decoder starts at that mean, its last bias being what
     the likelihood turns into it, and its last weights small, a tenth of what they were; the posterior starts narrow, with
-    log-variance -4.
-
-    Raises:
-        UsageError: for `data` with a model whose first and last maps are not fully connected, a posterior that is no Gaussian,
-            or a likelihood that has no such bias.
+    log-variance -4. Refuses what `check_init` refuses.
 
     Reference: He et al., Delving deep into rectifiers (2015), arXiv:1502.01852.
     """
+    check_init(model, init)
     if init == "torch":
         return
     encoder, decoder = _maps(model.encoder), _maps(model.decoder)
@@ -48,15 +45,26 @@ def _maps(network: nn.Module) -> list[Affine]:
     return [layer for layer in network.modules() if isinstance(layer, Affine)]
 
 
-def _start_at(mean: Tensor, model: Autoencoder, encoder: Sequence[Affine], decoder: Sequence[Affine]) -> None:
-    params = model.likelihood.start_at(mean)
-    if params is None or model.posterior.factor != 2 or not all(_connected(maps) for maps in (encoder, decoder)):
+def check_init(model: Autoencoder, init: str) -> None:
+    """Refuse a start that a model does not have.
+
+    Raises:
+        UsageError: for `data` with a model whose maps are not fully connected, a posterior that is no Gaussian, or a likelihood
+            that has no bias for a mean.
+    """
+    known = model.likelihood.start_at(torch.full((1,), 0.5)) is not None and model.posterior.factor == 2
+    if init == "data" and not (known and all(_connected(_maps(part)) for part in (model.encoder, model.decoder))):
         raise UsageError(
             "train.init=data does not know this model",
             "It sets the first and the last bias of fully connected networks around a Gaussian posterior, for a likelihood "
             "that has a bias for every mean, as Bernoulli's have.",
             "Take train.init=he.",
         )
+
+
+def _start_at(mean: Tensor, model: Autoencoder, encoder: Sequence[Affine], decoder: Sequence[Affine]) -> None:
+    params = model.likelihood.start_at(mean)
+    assert params is not None  # check_init has refused what has none
     _set_bias(encoder[0], -encoder[0].weight @ mean)
     _set_bias(decoder[-1], params)
     decoder[-1].weight.mul_(LAST)
