@@ -1,7 +1,7 @@
 """The first losses of every preset, in 64 and 32 bits: written once before work on speed, compared after it.
 
     python benchmarks/first_losses.py --out results/speed/first_losses.json
-    python benchmarks/first_losses.py --against results/speed/first_losses.json
+    python benchmarks/first_losses.py --against results/speed/first_losses.json --out results/speed/first_losses_after.json
 
 What is compared is `loss`, nats per example, of each of the first steps. Speed may change the order of additions, so losses
 agree to 1e-10 in 64 bits and to 1e-4 in 32 bits, relative to the old ones. Exit code 1 where they do not.
@@ -69,6 +69,7 @@ def main() -> int:
     before = json.loads(args.against.read_text(encoding="utf-8")) if args.against else None
     presets = [name for name in args.presets if before is None or name in before["losses"]]
     losses: dict[str, dict[str, list[float]]] = {}
+    distances: dict[str, dict[str, dict[str, float]]] = {}
     too_far = 0
     for preset in presets:
         losses[preset] = {}
@@ -77,12 +78,18 @@ def main() -> int:
             if before is None:
                 print(f"{preset} {name}: {losses[preset][name][0]:.6f} ... {losses[preset][name][-1]:.6f}", flush=True)
                 continue
-            distance = furthest(before["losses"][preset][name], losses[preset][name])
+            old = before["losses"][preset][name]
+            distance = furthest(old, losses[preset][name])
+            of_largest = max(abs(a - b) for a, b in zip(losses[preset][name], old)) / max(map(abs, old))
+            distances.setdefault(preset, {})[name] = {"relative": distance, "of the largest loss": of_largest}
             too_far += distance > bound
-            print(f"{preset} {name}: {distance:.1e} (bound {bound:.0e})", flush=True)
+            print(
+                f"{preset} {name}: {distance:.1e} (bound {bound:.0e}); of the largest loss {of_largest:.1e}", flush=True
+            )
     if args.out:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        made = {"commit": commit, "environment": environment(torch.device("cpu")), "threads": 1, "losses": losses}
+        made = {"commit": commit, "environment": environment(torch.device("cpu")), "threads": 1}
+        made |= {"losses": losses} if before is None else {"against": before["commit"], "furthest": distances}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     return 1 if too_far else 0
