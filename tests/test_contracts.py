@@ -38,6 +38,7 @@ from diabolo.report import write_run_report
 from diabolo.step import Average
 from diabolo.training import InterruptedRun, Trainer, resume, train
 from known import model_config, tiny_images, tiny_vectors
+from undrawn import undrawn
 
 torch.set_num_threads(1)
 
@@ -318,7 +319,8 @@ WITHOUT_BOUND = {"distortion", "mse_mean"}
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_every_preset_trains_two_steps_is_evaluated_and_reported(preset, tmp_path):
+def test_every_preset_trains_two_steps_is_evaluated_and_reported(preset, monkeypatch, tmp_path):
+    undrawn(monkeypatch)
     config = resolve(preset, ["train.epochs=1", "train.batch=12"]).config
     dataset = stand_in(config)
     run = train(config, out=tmp_path / "run", data=dataset, device="cpu")
