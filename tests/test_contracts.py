@@ -333,7 +333,7 @@ def test_every_preset_trains_two_steps_is_evaluated_and_reported(preset, monkeyp
         "best_epoch": 1 if config.train.keep == "best" else None,
     }
     rows = run.metrics()
-    assert [row["split"] for row in rows] == ["train", config.train.curve]
+    assert [row["split"] for row in rows] == ["train", *{config.train.curve} - {"none"}]
     assert rows[0]["examples"] == 24
     returned = evaluate(run, SMALL, data=dataset, device="cpu")
     written = strict((run.path / "evaluation.json").read_text(encoding="utf-8"))
