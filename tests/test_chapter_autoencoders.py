@@ -14,6 +14,7 @@ from diabolo.evaluation import Settings
 from diabolo.progress import Progress
 from known import tiny_images
 from one_process import one_after_another
+from undrawn import undrawn
 
 torch.set_num_threads(1)
 
@@ -33,12 +34,11 @@ def chapter(tmp_path_factory):
     """The chapter made once: its folder, its result, and what was said."""
     out, told = tmp_path_factory.mktemp("chapter"), Told()
     images = tiny_images(150, (1, 28, 28))
-    load = autoencoders.data_module.load
+    plane = autoencoders.data_module.load("spiral", {"examples": 500})
     small = Settings(k=5, images=6, elbo_samples=2, curve_k=(), curve_images=0, probes=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            autoencoders.data_module, "load", lambda name, *rest: images if name == "mnist" else load(name, *rest)
-        )
+        undrawn(patch)
+        patch.setattr(autoencoders.data_module, "load", lambda name, *_: images if name == "mnist" else plane)
         here = one_after_another(lambda config: autoencoders.data_module.load(config.data.name, config.data.params))
         patch.setattr(autoencoders, "run_jobs", here)
         patch.setitem(autoencoders.PLANS, "smoke", Plan(1, 20, 60, small))

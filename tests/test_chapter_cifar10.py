@@ -14,6 +14,7 @@ from diabolo.config import resolve
 from diabolo.data.spec import DataSpec
 from diabolo.evaluation import Settings
 from diabolo.models.build import build_model
+from undrawn import undrawn
 
 torch.set_num_threads(1)
 DATA = ("data=clouds", "data.examples=80", "data.size=16")
@@ -26,6 +27,7 @@ def chapter(tmp_path_factory):
     out = tmp_path_factory.mktemp("chapter")
     small = Settings(k=20, images=5, elbo_samples=2, curve_k=(), curve_images=0, probes=False)
     with pytest.MonkeyPatch.context() as patch:
+        undrawn(patch)
         patch.setitem(PLANS, "smoke", Plan(1, NAMES, small, ("train.smoke=true",)))
         first = reproduce(out, plan="smoke", device="cpu", data=DATA)
         again = reproduce(out, plan="smoke", device="cpu", data=DATA)

@@ -34,12 +34,15 @@ from diabolo.evaluation import Settings
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.progress import Progress
 from one_process import one_after_another
+from undrawn import undrawn
 
 torch.set_num_threads(1)
 
 #: A training of seconds, and an evaluation of less.
 QUICK = ("train", "vae", "train.epochs=2", "--device", "cpu")
 SMALL = ("--k", "7", "--images", "20", "--elbo-samples", "2", "--device", "cpu")
+#: A training and an evaluation of less still, where nothing depends on either.
+SMOKE = ("train", "vae", "--smoke", "--device", "cpu")
 #: A learning rate whose first step makes every later loss infinite.
 EXPLODING = ("train", "vae", "train.lr=1e30", "--device", "cpu", "--no-evaluate")
 VERBS = ("reproduce", "train", "evaluate", "sample", "report", "list", "config", "doctor", "data")
@@ -83,7 +86,7 @@ def process(*words: object, cwd: Path, code: str = "", **environment: str) -> su
         [sys.executable, *start, *map(str, words)],
         cwd=cwd,
         capture_output=True,
-        timeout=120,
+        timeout=300,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
@@ -611,7 +614,7 @@ def test_sample_goes_into_the_run_by_default(copied, say):
 
 
 def test_vectors_have_no_picture_but_everything_else(say, tmp_path):
-    words = ("train", "linear-vae", "train.epochs=1", "data.examples=400", "--device", "cpu", "--out", "run")
+    words = ("train", "linear-vae", "--smoke", "data.examples=400", "--device", "cpu", "--out", "run")
     result = say(*words)
     assert result.code == 0, result.err
     assert "nats/example" in result.out
@@ -652,7 +655,7 @@ def same_tensors(a: Autoencoder, b: Autoencoder) -> None:
 
 
 def test_json_of_training_is_the_evaluation(say):
-    result = say(*QUICK, "train.epochs=1", "--out", "run", "--json")
+    result = say(*SMOKE, "--out", "run", "--json")
     assert result.json == {"run": runs.Run("run").evaluation()}
 
 
@@ -735,18 +738,30 @@ def test_digits_are_exported_for_other_programs(say):
     assert say("data", "export", "digits", "out", "--split", "test").code == 2
 
 
+_IN_TURN = """
+import json, sys
+from diabolo import cli
+for expected, words in json.loads(sys.argv[1]):
+    try:
+        cli.main(words)
+    except SystemExit as left:
+        assert left.code == expected, (words, left.code)
+"""
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "gbk", "latin-1"])
 def test_output_survives_every_encoding(encoding, trained, tmp_path):
     """A terminal of another language, a pipe, a log: what cannot be written is escaped, never a crash."""
     run = trained[0]
     environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    for words in (("--help",), ("train", "--help"), ("list",), ("data", "list"), ("evaluate", run / "\u03b2")):
-        done = process(*words, cwd=tmp_path, **environment)
-        assert done.returncode == (3 if words[0] == "evaluate" else 0), done.stderr
-        done.stdout.decode(encoding)
-        done.stderr.decode(encoding)
-    done = process("sample", run, "--n", "4", "--out", "\u03b2\u00e9.png", cwd=tmp_path, **environment)
-    assert done.returncode == 0, done.stderr
+    commands = [
+        *((0, words) for words in (["--help"], ["train", "--help"], ["list"], ["data", "list"])),
+        (3, ["evaluate", str(run / "\u03b2")]),
+        (0, ["sample", str(run), "--n", "4", "--out", "\u03b2\u00e9.png"]),
+    ]
+    done = process(json.dumps(commands), cwd=tmp_path, code=_IN_TURN, **environment)
+    done.stdout.decode(encoding)
+    assert done.returncode == 0, done.stderr.decode(encoding)
     assert (tmp_path / "\u03b2\u00e9.png").is_file()
 
 
@@ -790,7 +805,7 @@ def my_parts(tmp_path, monkeypatch):
 
 
 def test_a_likelihood_of_one_s_own_is_used(my_parts, say):
-    words = (*QUICK, "train.epochs=1", "model.likelihood=my_laplace", "--import", my_parts)
+    words = (*SMOKE, "model.likelihood=my_laplace", "--import", my_parts)
     result = say(*words, "model.likelihood.width=0.5", "--out", "run")
     assert result.code == 0, result.err
     assert "likelihood my_laplace" in result.out
@@ -804,16 +819,7 @@ def test_a_likelihood_of_one_s_own_is_used(my_parts, say):
 
 def test_a_run_with_a_part_of_one_s_own_can_be_read_again(my_parts, say, tmp_path):
     """In a new process the part is unknown: named, and --import brings it back for every verb that reads the run."""
-    words = (
-        *QUICK,
-        "train.epochs=1",
-        "model.likelihood=my_laplace",
-        "--import",
-        my_parts,
-        "--no-evaluate",
-        "--out",
-        "run",
-    )
+    words = (*SMOKE, "model.likelihood=my_laplace", "--import", my_parts, "--no-evaluate", "--out", "run")
     assert say(*words).code == 0
     without = process("evaluate", "run", *SMALL, cwd=tmp_path)
     assert without.returncode in {2, 3}
@@ -868,9 +874,16 @@ def reproduce(out: Path, progress: Progress | None = None) -> chapter.Result:
     return chapter.reproduce(out, plan="smoke", device="cpu", progress=progress)
 
 
+WRITE_REPORT = chapter._write_report
+
+
 @pytest.fixture
 def small_chapter(monkeypatch):
+    """The chapter on the stand-in without its page: what is used again is not decided by what stands there."""
     shrink(monkeypatch)
+    monkeypatch.setattr(
+        chapter, "_write_report", lambda shown, everything, report, *_: report.write_text("a page", encoding="utf-8")
+    )
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
@@ -942,7 +955,9 @@ def test_the_command_line_says_what_it_used_again_and_how_to_redo_it(mine, say):
     assert found["runs"][NAMES[0]] == runs.Run(mine / NAMES[0]).evaluation()
 
 
-def test_another_language_writes_the_report_anew_and_nothing_else(mine):
+def test_another_language_writes_the_report_anew_and_nothing_else(mine, monkeypatch):
+    monkeypatch.setattr(chapter, "_write_report", WRITE_REPORT)
+    undrawn(monkeypatch)
     heard = Heard()
     result = chapter.reproduce(mine, plan="smoke", device="cpu", progress=heard, lang="zh")
     assert len(result.reused) == 12 and str(mine / "report.html") not in result.reused

@@ -17,6 +17,7 @@ from diabolo import report, tables
 from diabolo.chapters import mnist_notes, mnist_story
 from diabolo.chapters.mnist_article import PUBLISHED
 from diabolo.errors import DataError
+from undrawn import undrawn
 
 HOSTILE = "<script>alert(1)</script>"
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -355,7 +356,8 @@ def test_unnormalised_is_read_from_the_evaluation(chapter):
     assert not any("binarized" in e.inside or "binarized-table" in e.inside for e in labels)
 
 
-def test_unnormalised_does_not_follow_names(tmp_path):
+def test_unnormalised_does_not_follow_names(tmp_path, monkeypatch):
+    undrawn(monkeypatch)
     conventions = make_conventions(tmp_path)
     for entry in conventions[1].entries:
         file = entry.run.path / "evaluation.json"
@@ -413,11 +415,12 @@ def test_equations_name_tests_and_notes_are_complete(chapter):
     assert rows == [f"note-{i}" for i in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 14, 16, 18, 19)]
 
 
-def test_same_inputs_same_bytes(tmp_path):
-    conventions = make_conventions(tmp_path)
-    first = write(tmp_path, conventions).read_bytes()
-    assert write(tmp_path, conventions).read_bytes() == first
-    assert not list((tmp_path / "out").glob(".*"))
+def test_same_inputs_same_bytes(chapter):
+    conventions, _ = chapter
+    folder = conventions[0].entries[0].run.path.parent
+    first = (folder / "out" / "report.html").read_bytes()
+    assert write(folder, conventions).read_bytes() == first
+    assert not list((folder / "out").glob(".*"))
 
 
 @pytest.mark.parametrize("file", ["evaluation.json", "per_image.safetensors"])

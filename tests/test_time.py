@@ -19,6 +19,7 @@ from diabolo.progress import Progress
 from diabolo.report import write_run_report
 from known import tiny_images
 from test_contracts import SMALL, StopAt, assert_same_bits, assert_same_run, small_config, small_data, strict
+from undrawn import undrawn
 
 torch.set_num_threads(1)
 
@@ -49,10 +50,24 @@ def test_what_is_no_time_is_refused_with_examples(text, capsys):
 
 
 # ------------------------------------------------------------------------------------------------ a run and its time
-def stopped(config, out, dataset, steps):
-    """A run that was stopped after each of so many steps: no time at all is one step."""
-    run = training.train(config, out=out, data=dataset, device="cpu", seconds=0)
-    for _ in range(steps - 1):
+class Clock(Progress):
+    """Ten seconds pass with each step."""
+
+    now = 0.0
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        self.now += 10 if note else 0  # without a note it is told where a resumed run begins
+
+
+def stopped(config, out, dataset, steps, stops=2):
+    """A run that was stopped after so many steps, at the end of no time at all, which is one step; and after each of the steps
+    before it for which `stops` has room."""
+    alone, clock = max(1, steps - stops + 1), Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "time", SimpleNamespace(monotonic=lambda: clock.now))
+        how = {"data": dataset, "device": "cpu", "progress": clock}
+        run = training.train(config, out=out, seconds=10 * alone if alone < steps else 0, **how)
+    for _ in range(steps - alone):
         run = training.resume(out, data=dataset, device="cpu", seconds=0)
     assert (run.status["state"], run.status["step"], run.status["exit_code"]) == ("stopped", steps, 0)
     return run
@@ -62,21 +77,12 @@ def stopped(config, out, dataset, steps):
 def test_a_run_stopped_after_every_step_has_the_bits_of_an_uninterrupted_one(keep, tmp_path):
     config, dataset = small_config(f"train.keep={keep}", "train.ema=0.9"), small_data()
     training.train(config, out=tmp_path / "straight", data=dataset, device="cpu")
-    run = stopped(config, tmp_path / "run", dataset, 15)
+    run = stopped(config, tmp_path / "run", dataset, 15, stops=15)
     assert run.status["epoch"] == 3, "all steps are taken, the last epoch is not ended"
     run = training.resume(tmp_path / "run", data=dataset, device="cpu", seconds=0)
     assert run.status["state"] == "finished"
     assert_same_run(tmp_path / "run", tmp_path / "straight")
     assert (run.path / "config.json").read_bytes() == (tmp_path / "straight/config.json").read_bytes()
-
-
-class Clock(Progress):
-    """Ten seconds pass with each step."""
-
-    now = 0.0
-
-    def advance(self, units: int = 1, note: str = "") -> None:
-        self.now += 10 if note else 0  # without a note it is told where a resumed run begins
 
 
 @pytest.mark.parametrize(("seconds", "step"), [(5, 1), (10, 1), (35, 4), (50, 5), (51, 6)])
@@ -125,7 +131,8 @@ def warnings(caplog):
 
 
 @pytest.mark.parametrize("steps", [1, 7])
-def test_a_stopped_run_is_evaluated_and_reported_without_alarm(steps, tmp_path, caplog):
+def test_a_stopped_run_is_evaluated_and_reported_without_alarm(steps, tmp_path, caplog, monkeypatch):
+    undrawn(monkeypatch)
     dataset = small_data()
     run = stopped(small_config(), tmp_path / "run", dataset, steps)
     with caplog.at_level(logging.WARNING, "diabolo"):
@@ -176,8 +183,8 @@ def test_a_chapter_measures_again_what_was_measured_before_the_end(tmp_path):
 
 
 def test_the_command_line_stops_evaluates_and_goes_on(capsys):
-    words = ["train", "vae", "train.epochs=100000", "--time", "1s", "--out", "run", "--device", "cpu"]
-    assert cli._run(words) == 0
+    small = ["linear-vae", "data.examples=200", "train.epochs=100000"]
+    assert cli._run(["train", *small, "--time", "1s", "--out", "run", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     first = runs.Run("run").status
     assert (first["state"], first["reason"]) == ("stopped", "time: 1s")
@@ -203,7 +210,8 @@ def test_a_smoke_run_says_what_it_is_everywhere(capsys):
     assert_same_bits(load_file(run.path / "weights.safetensors"), load_file(again.path / "weights.safetensors"))
 
 
-def test_no_other_run_is_called_a_smoke_run(tmp_path):
+def test_no_other_run_is_called_a_smoke_run(tmp_path, monkeypatch):
+    undrawn(monkeypatch)
     run = training.train(small_config(), out=tmp_path / "run", data=small_data(), device="cpu")
     found = evaluation.evaluate(run, SMALL, data=small_data(), device="cpu")
     assert found["about"]["smoke"] is False
