@@ -10,6 +10,7 @@ import torch
 import fault_server as faults
 from diabolo import registry
 from diabolo.data import Access, Dataset, Loader, catalogue, load
+from diabolo.data import digits as digits_module
 from diabolo.data.levels import entropy_floor
 from diabolo.data.mnist import idx_dataset
 from diabolo.data.stored import read_levels
@@ -35,6 +36,12 @@ def test_digits_are_the_known_ones():
         "images": "b41ca9fd335466eee997366c2e6f6bbe0a1b4582afe091fc4eba35f4a254182f",
         "labels": "8ba4f891220f5e4c9c819638d1602d74b83618f167043c6da52a2a247841ddf0",
     }
+
+
+def test_digits_are_those_that_the_library_gives(monkeypatch):
+    expected = load("digits").hashes
+    monkeypatch.setattr(digits_module, "find_spec", lambda name: None)
+    assert load("digits").hashes == expected
 
 
 def test_digits_levels_are_the_seventeen_scaled_exactly():
