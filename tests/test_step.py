@@ -193,6 +193,24 @@ def test_a_restored_step_of_convolutions_goes_on_with_the_same_bits():
     assert all(torch.equal(mine[name], other[name]) for name in mine)
 
 
+# ------------------------------------------------------------------------------------------------ moments that are nothing
+def test_moments_never_shrink_to_denormal_numbers_and_no_weight_knows_of_it(monkeypatch):
+    """A pixel that is seen once: without looking through them, its moments get stuck at the smallest numbers there are."""
+    ends = []
+    for every in (step.EVERY, 10**9):
+        monkeypatch.setattr(step, "EVERY", every)
+        down, loader = descent("model.encoder.width=4", "model.decoder.width=4")
+        x = next(loader.ordered(16)).x
+        for n in range(1100):
+            x[:, :, 0, 0] = 0.5 if n == 0 else 0.0
+            assert down.descend(down.terms(x, None, n, n)["loss"].mean(), 1e-4)
+        moments = torch.cat([entry["exp_avg"].flatten().abs() for entry in down.optimiser.state.values()])
+        ends.append((moments[moments > 0].min().item(), [p.detach().clone() for p in down.parameters]))
+    (smallest, weights), (stuck, other) = ends
+    assert stuck < torch.finfo(torch.float32).tiny <= smallest
+    assert all(torch.equal(a, b) for a, b in zip(weights, other))
+
+
 # ------------------------------------------------------------------------------------------------ where weights start
 def test_he_starts_weights_with_two_over_fan_in_and_biases_at_zero():
     """5 sigma: the variance of n normal numbers has a relative standard error of sqrt(2 / n)."""
