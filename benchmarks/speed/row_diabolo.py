@@ -104,10 +104,8 @@ def target(given: dict[str, Any]) -> None:
 def log_p(given: dict[str, Any]) -> None:
     if given["se"] is not None and "se" not in {field.name for field in fields(Settings)}:
         skip("this version has no adaptive log p(x)")
-    adaptive = {} if given["se"] is None else {"se": given["se"]}
-    settings = Settings(
-        k=given["k"], images=given["images"], elbo_samples=2, curve_images=0, probes=False, calibration=2, **adaptive
-    )
+    draws = {"k": given["k"]} if given["se"] is None else {"se": given["se"]}
+    settings = Settings(**draws, images=given["images"], elbo_samples=2, curve_images=0, probes=False, calibration=2)
     found = evaluation.evaluate(given["run"], settings, device="cpu")
     emit(
         images=found["log_p"]["n"],
