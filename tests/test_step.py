@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -259,7 +260,7 @@ def policy(*overrides: str, steps: int = 10, eager: bool = False) -> bool:
     return compiling.compiles(resolve("mnist", overrides).config, MNIST, steps, eager, CPU)
 
 
-MNIST = from_tensor(np.zeros((20, 28, 28), np.uint8), binarize=True).spec
+MNIST = replace(from_tensor(np.zeros((20, 28, 28), np.uint8), binarize=True).spec, examples=60_000)
 
 
 @pytest.fixture
@@ -278,6 +279,20 @@ def test_a_run_is_compiled_where_its_arithmetic_repays_the_wait(compiler):
     enough = math.ceil(compiling.REPAYS / per_step)
     assert policy(steps=enough) and not policy(steps=enough - 1)
     assert policy("train.compile=on", steps=1) and not policy("train.compile=off", steps=enough)
+
+
+def test_a_run_of_little_time_or_few_images_is_not_compiled(compiler):
+    config, enough = resolve("mnist").config, 10**9
+    assert compiling.compiles(config, MNIST, enough, False, CPU, 3600.0)
+    assert not compiling.compiles(config, MNIST, enough, False, CPU, 45.0)
+    per_image = compiling.forward_operations(config, replace(MNIST, examples=1))
+    assert compiling.forward_operations(config, MNIST) == 128 * per_image
+
+
+@pytest.mark.parametrize("parts", [("mlp", "mlp"), ("conv", "conv")])
+def test_the_quick_bound_is_never_below_the_count(parts):
+    config = resolve("mnist", [f"model.encoder={parts[0]}", f"model.decoder={parts[1]}"]).config
+    assert compiling._at_most(config, MNIST) >= compiling.forward_operations(config, MNIST)
 
 
 def test_nothing_is_compiled_that_cannot_be(monkeypatch, compiler):

@@ -8,9 +8,11 @@ another day.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
+import warnings
 from typing import Any
 
 import torch
@@ -28,6 +30,8 @@ from diabolo.models.distributions import unchecked
 REPAYS = 6e13
 #: A backward pass costs two forward passes.
 _PASSES = 3
+#: Floating-point operations a second that a run with a limit of time is taken to do.
+_RATE = 1e11
 
 
 def forward_operations(config: RunConfig, spec: DataSpec) -> float:
@@ -41,11 +45,14 @@ def forward_operations(config: RunConfig, spec: DataSpec) -> float:
             build_model(config.model.to_dict(), spec).eval()(torch.empty(1, *spec.shape))
     except (DiaboloError, NotImplementedError, RuntimeError, ValueError):
         return float("nan")
-    return float(counter.get_total_flops() * config.train.batch)
+    return float(counter.get_total_flops() * _batch(config, spec))
 
 
-def compiles(config: RunConfig, spec: DataSpec, steps: int, eager: bool, device: torch.device) -> bool:
-    """Whether a run of `steps` steps on `device` is compiled; `eager`: its objective differentiates inside, and cannot be.
+def compiles(
+    config: RunConfig, spec: DataSpec, steps: int, eager: bool, device: torch.device, seconds: float = math.inf
+) -> bool:
+    """Whether a run of `steps` steps, or of so many `seconds`, is compiled on `device`; `eager`: its objective differentiates
+    inside, and cannot be.
 
     Raises:
         UsageError: for train.compile=on where nothing can be compiled.
@@ -58,7 +65,22 @@ def compiles(config: RunConfig, spec: DataSpec, steps: int, eager: bool, device:
         )
     if policy != "auto" or hindrance:
         return policy == "on"
+    if seconds * _RATE < REPAYS or _PASSES * _at_most(config, spec) * steps < REPAYS:
+        return False  # without counting, which takes a second
     return _PASSES * forward_operations(config, spec) * steps >= REPAYS  # never of NaN
+
+
+def _at_most(config: RunConfig, spec: DataSpec) -> float:
+    """No fewer operations than a pass over a batch takes: a weight is used once for an example, or for each pixel of it."""
+    with torch.device("meta"):
+        model = build_model(config.model.to_dict(), spec)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    connected = all(isinstance(part, nn.Linear) or not part._parameters for part in model.modules())
+    return 2.0 * weights * _batch(config, spec) * (1 if connected else spec.dimensions)
+
+
+def _batch(config: RunConfig, spec: DataSpec) -> int:
+    return min(config.train.batch, spec.examples or config.train.batch)
 
 
 def _no_compiler(device: torch.device) -> str:
@@ -76,4 +98,6 @@ def compile_step(step: nn.Module) -> Any:
     os.environ.setdefault(
         "TORCHINDUCTOR_COMPILE_THREADS", "1"
     )  # here, not in processes of its own: there are two kernels
-    return torch.compile(step, options={"fallback_random": True})
+    with warnings.catch_warnings():  # of torch, about torch
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.compile(step, options={"fallback_random": True})

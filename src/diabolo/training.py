@@ -337,7 +337,7 @@ def train(
     """
     processes, progress = join(device), progress or Progress()
     dataset = data if data is not None else data_module.load(config.data.name, config.data.params, access)
-    facts, compiled = _check(config, dataset, processes.device), _compiled(config, dataset, processes)
+    facts, compiled = _check(config, dataset, processes.device), _compiled(config, dataset, processes, seconds)
     path = processes.place(lambda: runs.create(config, out))
     return _run(path, config, dataset, facts, processes, progress, seconds, compiled, resume=False)
 
@@ -518,7 +518,7 @@ def _describe(path: Path, config: RunConfig, dataset: Dataset, processes: Proces
     )
 
 
-def _compiled(config: RunConfig, dataset: Dataset, processes: Processes) -> bool:
+def _compiled(config: RunConfig, dataset: Dataset, processes: Processes, seconds: float) -> bool:
     """Whether the step is compiled: decided here once, for a resumed run goes on as it began. Never by many processes, which
     share the step as it is."""
     if processes.world > 1:
@@ -527,11 +527,10 @@ def _compiled(config: RunConfig, dataset: Dataset, processes: Processes) -> bool
                 "train.compile=on is for one process", remedy="Take train.compile=auto, or leave torchrun out."
             )
         return False
-    device = processes.device
-    objective = build_objective(config.objective.to_dict(), dataset.spec)
-    return compiles(
-        config, dataset.spec, card.steps_of(config, dataset.spec), getattr(objective, "eager", False), device
-    )
+    objective, epochs = build_objective(config.objective.to_dict(), dataset.spec), config.train.epochs
+    steps = epochs * SMOKE_STEPS if config.train.smoke else card.steps_of(config, dataset.spec)
+    eager = getattr(objective, "eager", False)
+    return compiles(config, dataset.spec, steps, eager, processes.device, seconds)
 
 
 def _check(config: RunConfig, dataset: Dataset, device: torch.device) -> Facts:
