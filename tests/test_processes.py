@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -291,8 +292,8 @@ def test_a_compiled_step_is_refused(monkeypatch):
     processes, config = Processes(torch.device("cpu")), many.config_of(many.PLAIN, "train.compile=on")
     processes.world = 2
     with pytest.raises(UsageError, match="train.compile=on is for one process"):
-        training._compiled(config, many.data_of(many.PLAIN), processes)
-    assert not training._compiled(many.config_of(many.PLAIN), many.data_of(many.PLAIN), processes)
+        training._compiled(config, many.data_of(many.PLAIN), processes, math.inf)
+    assert not training._compiled(many.config_of(many.PLAIN), many.data_of(many.PLAIN), processes, math.inf)
 
 
 def test_without_accelerate_the_extra_is_named(monkeypatch):
