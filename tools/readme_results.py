@@ -186,7 +186,7 @@ def speed(content: Mapping[str, Any], language: str) -> str:
         ]
     counted = [job["summary"]["rounds"] for job in content["jobs"].values()]
     told = {
-        "machine": "; ".join(dict.fromkeys(_machine(job["about"], words) for job in content["jobs"].values())),
+        "machine": _machines([job["about"] for job in content["jobs"].values()], words),
         "kept": sum(rounds["kept"] for rounds in counted),
         "dropped": sum(rounds["dropped"] for rounds in counted),
     }
@@ -210,6 +210,14 @@ def _between(spread: Mapping[str, float]) -> str:
     digits = next((count for count, least in ((1, 10), (2, 1), (3, 0.1)) if spread["median"] >= least), 4)
     middle, least, largest = (f"{spread[key]:.{digits}f}" for key in ("median", "min", "max"))
     return f"{middle} ({least} \N{EN DASH} {largest})"
+
+
+def _machines(abouts: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
+    """Each machine once, with the commits that were measured on it."""
+    commits: dict[str, list[str]] = {}
+    for about in abouts:
+        commits.setdefault(_machine({**about, "commit": "{commit}"}, words), []).append(about["commit"])
+    return "; ".join(text.format(commit=", ".join(dict.fromkeys(found))) for text, found in commits.items())
 
 
 def _machine(about: Mapping[str, Any], words: Mapping[str, str]) -> str:

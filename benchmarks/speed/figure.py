@@ -56,8 +56,14 @@ def drawn(jobs: Mapping[str, Any]) -> Figure | None:
         figure.subplots(len(shown), height_ratios=heights, squeeze=False)[:, 0], shown.items()
     ):
         _panel(axes, rows, jobs[name]["rows"])
-        axes.set_title(f"{TITLES[name]}, {jobs[name]['unit']}", loc="left", fontsize=10)
+        axes.set_title(f"{TITLES[name]}, {jobs[name]['unit']}; {_rounds(jobs[name])}", loc="left", fontsize=10)
     return figure
+
+
+def _rounds(job: Mapping[str, Any]) -> str:
+    """What a bar and its whiskers are."""
+    kept = job["summary"]["rounds"]["kept"]
+    return "one round" if kept == 1 else f"median, least and largest of {kept} rounds"
 
 
 def _numbers(job: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:

@@ -95,9 +95,8 @@ def _no_compiler(device: torch.device) -> str:
 def compile_step(step: nn.Module) -> Any:
     """The step as it is compiled at its first batch: the same draws, and what was compiled is found again by a later process."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache() / "compiled"))
-    os.environ.setdefault(
-        "TORCHINDUCTOR_COMPILE_THREADS", "1"
-    )  # here, not in processes of its own: there are two kernels
+    # here, not in processes of its own: there are two kernels
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     with warnings.catch_warnings():  # of torch, about torch
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.compile(step, options={"fallback_random": True})

@@ -29,13 +29,12 @@ from torch import Tensor, nn
 from diabolo import launch
 from diabolo.engine import pick_device
 from diabolo.errors import DiaboloError, UsageError
+from diabolo.models.objectives import Terms
 
 if TYPE_CHECKING:
     from diabolo.launch import Launch
 
 logger = logging.getLogger("diabolo")
-
-Terms = dict[str, Tensor]
 
 #: What the transports of torch say when the process at the other end is gone.
 _PEER_GONE = ("gloo", "connection closed", "connection reset", "nccl")

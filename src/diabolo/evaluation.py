@@ -273,10 +273,8 @@ def _whole_pass(
             row |= code_length(model, x, index, settings.elbo_samples, seed)
         elif model.bounded and model.likelihood.discrete:
             row["bits"] = bits(-row["elbo"], spec.dimensions, density=False)
-        for (
-            name,
-            found,
-        ) in row.items():  # into one column: small tensors kept between large ones that go leave memory in holes
+        # into one column: small tensors kept between large ones that go leave memory in holes
+        for name, found in row.items():
             if name not in columns:
                 columns[name] = found.new_empty((len(loader), *found.shape[1:]))
             columns[name][done : done + len(x)] = found
@@ -454,9 +452,10 @@ def _weights(
 
 
 def _probe_inputs(model: Autoencoder, dataset: Dataset, device: torch.device) -> dict[str, Any]:
-    labels, loader = dataset.train.labels, Loader(dataset, "train", device)
+    labels = dataset.train.labels
     if labels is None:
         return {}
+    loader = Loader(dataset, "train", device)
     chosen = stratified(labels, len(loader), min(PROBED, len(loader)), fold(0, "probes"))
     means = [float64(model.encode(batch.x).mean).flatten(1) for batch in loader.ordered(2 * BATCH, indices=chosen)]
     return {"train_mean": torch.cat(means), "train_labels": labels[chosen]}

@@ -7,7 +7,6 @@ precision of the configuration, backward, clip, Adam, then what is learned witho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -34,13 +33,10 @@ class Step(nn.Module):
 
 def after_step(module: nn.Module) -> None:
     """Let every part learn what is learned without a gradient, after a step that was taken."""
-    for learn in _learners(module):
-        learn()
-
-
-def _learners(module: nn.Module) -> list[Callable[[], None]]:
-    found = (getattr(part, "after_step", None) for part in module.modules())
-    return [learn for learn in found if callable(learn)]
+    for part in module.modules():
+        learn = getattr(part, "after_step", None)
+        if callable(learn):
+            learn()
 
 
 def learning_rate(train: TrainConfig, step: int, steps: int) -> float:
@@ -84,10 +80,7 @@ class Average:
 
 
 class Descent:
-    """The way down of a Step by Adam, and the state that it keeps.
-
-    What does not change from step to step is looked up once: on small models looking it up costs as much as arithmetic.
-    """
+    """The way down of a Step by Adam, and the state that it keeps."""
 
     def __init__(
         self,
@@ -101,7 +94,6 @@ class Descent:
         self.processes = processes or Processes(device)
         self.model = step.model
         self.parameters = list(self.model.parameters())
-        self.learners = _learners(step)
         self.taken = 0  # steps that Adam has taken
         self.optimiser = torch.optim.Adam(self.parameters, lr=train.lr, fused=True)
         self.average = Average(self.model, train.ema) if train.ema else None
@@ -140,8 +132,7 @@ class Descent:
         self.taken += 1
         if self.taken % EVERY == 0:
             self._forget_nothings()
-        for learn in self.learners:
-            learn()
+        after_step(self.step)
         self.processes.average_statistics(self.step, weight)
         if self.average:
             self.average.update(self.model)

@@ -339,7 +339,7 @@ def train(
     dataset = data if data is not None else data_module.load(config.data.name, config.data.params, access)
     facts, compiled = _check(config, dataset, processes.device), _compiled(config, dataset, processes, seconds)
     path = processes.place(lambda: runs.create(config, out))
-    return _run(path, config, dataset, facts, processes, progress, seconds, compiled, resume=False)
+    return _run(_Work(path, config, dataset, facts, processes, compiled, seconds), progress, resume=False)
 
 
 def resume(
@@ -364,45 +364,47 @@ def resume(
     processes, progress = join(device), progress or Progress()
     dataset = data if data is not None else data_module.load(run.config.data.name, run.config.data.params, access)
     run.check_data(dataset)
-    facts, compiled = (
-        _check(run.config, dataset, processes.device),
-        bool(run.env.get("compiled")) and processes.world == 1,
-    )
-    return _run(run.path, run.config, dataset, facts, processes, progress, seconds, compiled, resume=True)
+    facts = _check(run.config, dataset, processes.device)
+    compiled = bool(run.env.get("compiled")) and processes.world == 1
+    return _run(_Work(run.path, run.config, dataset, facts, processes, compiled, seconds), progress, resume=True)
 
 
 def training_source_hash() -> str:
     """SHA-256 of the source that decides what training gives."""
     return runs.source_hash(
-        "models", "data", "training.py", "step.py", "distributed.py", "engine.py", "config.py", "seeds.py", "metrics.py"
+        *("models", "data", "training.py", "step.py", "compiling.py", "distributed.py", "engine.py"),
+        *("config.py", "seeds.py", "metrics.py"),
     )
 
 
-def _run(
-    path: Path,
-    config: RunConfig,
-    dataset: Dataset,
-    facts: Facts,
-    processes: Processes,
-    progress: Progress,
-    seconds: float,
-    compiled: bool,
-    *,
-    resume: bool,
-) -> runs.Run:
+@dataclass(frozen=True)
+class _Work:
+    """A run to be trained: what `train` and `resume` found out before anything is written."""
+
+    path: Path
+    config: RunConfig
+    dataset: Dataset
+    facts: Facts
+    processes: Processes
+    compiled: bool
+    seconds: float
+
+
+def _run(work: _Work, progress: Progress, *, resume: bool) -> runs.Run:
+    processes = work.processes
     with processes.together():
-        processes.same("configuration or data", f"{config.to_dict()} {dataset.hash}")
+        processes.same("configuration or data", f"{work.config.to_dict()} {work.dataset.hash}")
         try:
             if processes.writes:
-                _write(path, config, dataset, facts, processes, progress, seconds, compiled, resume=resume)
+                _write(work, progress, resume=resume)
             else:
                 with silent(), own_randomness(processes.device):
-                    _trained(_prepared(path, config, dataset, processes, Progress(), compiled), seconds)
+                    _trained(_prepared(work, Progress()), work.seconds)
         except (InterruptedRun, DivergedError):  # met by all: torchrun ends the others as soon as one has left
             processes.wait()
             raise
         processes.wait()
-    return runs.Run(path)
+    return runs.Run(work.path)
 
 
 def _trained(trainer: Trainer, seconds: float) -> None:
@@ -411,35 +413,25 @@ def _trained(trainer: Trainer, seconds: float) -> None:
         trainer.run(seconds)
 
 
-def _write(
-    path: Path,
-    config: RunConfig,
-    dataset: Dataset,
-    facts: Facts,
-    processes: Processes,
-    progress: Progress,
-    seconds: float,
-    compiled: bool,
-    *,
-    resume: bool,
-) -> None:
+def _write(work: _Work, progress: Progress, *, resume: bool) -> None:
     """Train as the one process that writes the run and speaks of it."""
-    with locked(path), logged_to(path / "log.txt"), own_randomness(processes.device):
+    path = work.path
+    with locked(path), logged_to(path / "log.txt"), own_randomness(work.processes.device):
         runs.sweep(path)
         if not resume:
-            _describe(path, config, dataset, processes, compiled)
-            if dataset.warning:
-                logger.warning("%s", dataset.warning)
+            _describe(work)
+            if work.dataset.warning:
+                logger.warning("%s", work.dataset.warning)
         status: dict[str, Any] = {"state": "running", "exit_code": None}
         runs.write_json(path / "status.json", status)
         trainer = None
         try:
-            trainer = _prepared(path, config, dataset, processes, progress, compiled)
-            _say_card(trainer, facts)
-            _trained(trainer, seconds)
+            trainer = _prepared(work, progress)
+            _say_card(trainer, work.facts)
+            _trained(trainer, work.seconds)
             kept = runs.load_weights(path / "weights.safetensors")
-            card.record(path, kept, config, dataset.spec, facts, runs.AT_THE_END)
-            status = _ended(trainer, seconds)
+            card.record(path, kept, work.config, work.dataset.spec, work.facts, runs.AT_THE_END)
+            status = _ended(trainer, work.seconds)
         except DiaboloError as error:
             state = {DivergedError: "diverged", InterruptedRun: "interrupted"}.get(type(error), "failed")
             status = {"state": state, "exit_code": error.exit_code, "reason": str(error)}
@@ -456,11 +448,10 @@ def _write(
             runs.write_json(path / "status.json", {**status, **_closed(trainer)})
 
 
-def _prepared(
-    path: Path, config: RunConfig, dataset: Dataset, processes: Processes, progress: Progress, compiled: bool
-) -> Trainer:
+def _prepared(work: _Work, progress: Progress) -> Trainer:
     """A trainer at the run's newest state, or at its first step where none was written yet, with its journals open."""
-    trainer = Trainer(config, dataset, path, processes.device, progress, compiled, processes)
+    path, processes = work.path, work.processes
+    trainer = Trainer(work.config, work.dataset, path, processes.device, progress, work.compiled, processes)
     if runs.states(path):
         trainer.restore()
         logger.info("resumed at step %d", trainer.position.step)
@@ -507,15 +498,14 @@ def _closed(trainer: Trainer | None) -> dict[str, int]:
     return {"step": here.step, "epoch": min(here.epoch, trainer.config.train.epochs), "skipped": here.skipped}
 
 
-def _describe(path: Path, config: RunConfig, dataset: Dataset, processes: Processes, compiled: bool) -> None:
+def _describe(work: _Work) -> None:
     """Say what the run is, once and first: whoever lost a race for the folder finds these files and leaves."""
+    path, processes = work.path, work.processes
     if (path / "config.json").exists():
         raise UsageError(f"{path} exists already", "A run is never overwritten.", "Choose another --out.")
-    runs.write_json(path / "config.json", config.to_dict())
-    data = {"data": runs.describe_data(dataset), "source_hash": training_source_hash()}
-    runs.write_json(
-        path / "env.json", {**environment(processes.device), **processes.describe(), "compiled": compiled, **data}
-    )
+    runs.write_json(path / "config.json", work.config.to_dict())
+    facts = {"compiled": work.compiled, "data": runs.describe_data(work.dataset), "source_hash": training_source_hash()}
+    runs.write_json(path / "env.json", {**environment(processes.device), **processes.describe(), **facts})
 
 
 def _compiled(config: RunConfig, dataset: Dataset, processes: Processes, seconds: float) -> bool:

@@ -6,7 +6,7 @@ Finished parts are used again, see `parts`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,17 +74,13 @@ def reproduce(
         for (key, model), path in paths.items()
     ]
     made = dict(zip(paths, run_jobs(jobs, access=access, device=device, progress=progress, reused=reused)))
-    conventions = []
-    for key, (preset, title) in CONVENTIONS.items():
-        entries = [(model, made[key, model], PUBLISHED[model] if key == "grey" else {}) for model in MODELS]
-        conventions.append((key, title, _dataset(preset, access), entries))
-    everything = [run for *_, entries in conventions for _, run, _ in entries]
+    everything = list(made.values())
     report = out / "report.html"
     fingerprint = parts.fingerprint(everything, lang)
     if report.is_file() and parts.stamp(out) == fingerprint:
         reused.append(str(report))
         return parts.Result(report, everything, reused, time.monotonic() - began)
-    _write_report(conventions, everything, report, progress, lang)
+    _write_report(made, report, access, progress, lang)
     runs.write_json(out / "report.json", {"fingerprint": fingerprint})
     return parts.Result(report, everything, reused, time.monotonic() - began)
 
@@ -96,26 +92,27 @@ def _dataset(preset: str, access: Access | None) -> Dataset:
 
 # ------------------------------------------------------------------------------------------------ report
 def _write_report(
-    conventions: Sequence[tuple[str, str, Dataset, list[tuple[str, runs.Run, dict[str, float]]]]],
-    everything: list[runs.Run],
-    report: Path,
-    progress: Progress,
-    lang: str,
+    made: Mapping[tuple[str, str], runs.Run], report: Path, access: Access | None, progress: Progress, lang: str
 ) -> None:
     progress.say("drawing the figures and writing the report")
     began = time.monotonic()
-    shown = [
-        Convention(
-            key=key,
-            title=title,
-            classes=dataset.spec.classes,
-            entries=[
-                Entry(title=model, run=run, published=published, pictures=pictures(run.model(), dataset))
-                for model, run, published in entries
-            ],
-        )
-        for key, title, dataset, entries in conventions
-    ]
-    stages = parts.stages_of(everything)
+    shown = [_convention(key, made, access) for key in CONVENTIONS]
+    stages = parts.stages_of(list(made.values()))
     stages[say("pictures")] = time.monotonic() - began
     write_chapter_report(shown, mnist_story.story(shown), report, stages, lang)
+
+
+def _convention(key: str, made: Mapping[tuple[str, str], runs.Run], access: Access | None) -> Convention:
+    """The three models on one kind of pixels, with their pictures."""
+    preset, title = CONVENTIONS[key]
+    dataset = _dataset(preset, access)
+    entries = [
+        Entry(
+            title=model,
+            run=made[key, model],
+            published=PUBLISHED[model] if key == "grey" else {},
+            pictures=pictures(made[key, model].model(), dataset),
+        )
+        for model in MODELS
+    ]
+    return Convention(key=key, title=title, classes=dataset.spec.classes, entries=entries)

@@ -12,14 +12,12 @@ from diabolo import registry
 from diabolo.data import sources
 from diabolo.data.access import Access
 from diabolo.data.catalogue import COLLECTIONS, Collection
-from diabolo.data.placing import sha256
+from diabolo.data.placing import Check, sha256
+from diabolo.data.spec import SPLITS
 from diabolo.errors import UsageError
 
 if TYPE_CHECKING:
     from diabolo.data.spec import Split
-
-#: What `export` may be asked for; none means all.
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -33,16 +31,6 @@ class Row:
     download: int
     cached: bool | None
     sources: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of `diabolo data verify`: `sha256` is what was found ("" if there is no file)."""
-
-    file: Path
-    size: int
-    sha256: str
-    ok: bool
 
 
 def describe(access: Access) -> list[Row]:

@@ -19,7 +19,8 @@ from diabolo.data import folder as folders
 from diabolo.data import images, shards
 from diabolo.data.access import Access
 from diabolo.data.images import Colour, Picture, Reading
-from diabolo.data.shards import SPLITS, About, Index, Writer
+from diabolo.data.shards import About, Index, Writer
+from diabolo.data.spec import SPLITS
 from diabolo.errors import UsageError
 from diabolo.progress import Progress
 

@@ -7,6 +7,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -28,6 +29,16 @@ class Failed(Exception):
     def __init__(self, reason: str, again: bool = False) -> None:
         super().__init__(reason)
         self.reason, self.again = reason, again
+
+
+@dataclass(frozen=True)
+class Check:
+    """A file that was read whole: `sha256` is what was found ("" if there is no file), `ok` whether it is the expected one."""
+
+    file: Path
+    size: int
+    sha256: str
+    ok: bool
 
 
 def sha256(path: Path) -> str:

@@ -25,7 +25,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from diabolo.config import read_json
-from diabolo.data.spec import Values, content_hash
+from diabolo.data.placing import Check
+from diabolo.data.spec import SPLITS, Values, content_hash
 from diabolo.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 INDEX = "index.json"
 FORMAT, SCHEMA = "diabolo packed images", 1
-#: The splits in their order; validation may be missing.
-SPLITS = ("train", "validation", "test")
 _BLOCK = 1 << 24
 
 
@@ -204,16 +203,6 @@ def _check_part(part: Part, size: int, labelled: bool) -> None:
     fits = part.levels.bytes == part.images * size and part.images >= 1 and 0 <= part.low <= part.high <= 255
     if not fits or labelled != (part.labels is not None) or (part.labels and part.labels.bytes != 8 * part.images):
         raise ValueError("the size of a split")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One shard, read whole: `sha256` is what was found."""
-
-    file: Path
-    size: int
-    sha256: str
-    ok: bool
 
 
 def verify(folder: Path, read_so_far: Callable[[int], None] = lambda count: None) -> list[Check]:

@@ -16,6 +16,9 @@ from diabolo.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: The splits in their order; validation may be missing.
+SPLITS = ("train", "validation", "test")
+
 #: What a loader emits: grey levels k/255 in [0, 1], {0, 1}, or real numbers.
 Values = Literal["grey", "binary", "real"]
 
