@@ -882,7 +882,7 @@ def small_chapter(monkeypatch):
     """The chapter on the stand-in without its page: what is used again is not decided by what stands there."""
     shrink(monkeypatch)
     monkeypatch.setattr(
-        chapter, "_write_report", lambda shown, everything, report, *_: report.write_text("a page", encoding="utf-8")
+        chapter, "_write_report", lambda made, report, *_: report.write_text("a page", encoding="utf-8")
     )
 
 
