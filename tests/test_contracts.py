@@ -36,7 +36,7 @@ from diabolo.probing import StandIn
 from diabolo.progress import Progress
 from diabolo.report import write_run_report
 from diabolo.step import Average
-from diabolo.training import InterruptedRun, Trainer, resume, train
+from diabolo.training import InterruptedRun, Trainer, parts_of, resume, train
 from known import model_config, tiny_images, tiny_vectors
 from undrawn import undrawn
 
@@ -1016,7 +1016,17 @@ def test_trainer_steps_are_a_function_of_seed_and_step(tmp_path):
     """Two trainers at the same position take the same step, whatever was drawn in between."""
     dataset = small_data()
     with own_randomness(torch.device("cpu")):
-        pair = [Trainer(small_config(), dataset, tmp_path, torch.device("cpu"), Progress()) for _ in range(2)]
+        pair = [
+            Trainer(
+                small_config(),
+                dataset,
+                tmp_path,
+                torch.device("cpu"),
+                Progress(),
+                parts=parts_of(small_config(), dataset),
+            )
+            for _ in range(2)
+        ]
         x = next(Loader(dataset, "train").shuffled(10, 0, 1)).x
         for trainer in pair:
             trainer.journal = runs.Journal(tmp_path / "metrics.jsonl")

@@ -219,7 +219,7 @@ class Examination:
         with unchecked(), watched(model) as layers, own_randomness(self.device):
             size = examples_at_a_time(model, loader.values.shape[1], evaluation.BATCH)
             for batch in loader.ordered(size, _chosen(len(loader), EXAMPLES)):
-                terms = keyed_terms(model, objective, batch.x, batch.index.tolist(), fold(0, "doctor", "noise"))
+                terms = keyed_terms(model, objective, batch, fold(0, "doctor", "noise"))
                 kept = {name: float64(terms[name]) for name in ("loss", "rate") if name in terms}
                 q = model.encode(batch.x)
                 parts.append(kept | {"mean": float64(q.mean).flatten(1)} | _parted(q, model.prior(None, model.encode)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from diabolo.models.distributions import keyed_sample, unchecked
 from diabolo.models.objectives import Objective, log_mean_exp
 from diabolo.registry import register
 from diabolo.seeds import mix
+
+if TYPE_CHECKING:
+    from diabolo.data.spec import Batch
 
 Entry = dict[str, Any]
 
@@ -57,18 +60,17 @@ def summed_terms(model: Autoencoder, objective: Objective, batches: Any, seed: i
     with torch.no_grad():
         for batch in batches:
             count += batch.x.shape[0]
-            for name, value in keyed_terms(model, objective, batch.x, batch.index.tolist(), seed).items():
+            for name, value in keyed_terms(model, objective, batch, seed).items():
                 sums[name] = sums.get(name, 0.0) + float64(value).sum().item()
     return sums, count
 
 
-def keyed_terms(
-    model: Autoencoder, objective: Objective, x: Tensor, index: Sequence[int], seed: int
-) -> dict[str, Tensor]:
-    """The objective's terms of x (B, *data), past any warm-up, with noise that depends on (seed, index) alone, each (B,)."""
+def keyed_terms(model: Autoencoder, objective: Objective, batch: Batch, seed: int) -> dict[str, Tensor]:
+    """The objective's terms of a batch, past any warm-up, with noise that depends on (seed, index) alone, each (B,)."""
+    x, index = batch.x, batch.index.tolist()
     own = getattr(objective, "keyed", None)  # of one that changes its input or looks at more than the record
     if own is not None:
-        return dict(own(model, x, [mix(seed, i) for i in index]))
+        return dict(own(model, x, [mix(seed, i) for i in index], batch.y))
     inference = keyed_inference(model, x, index, int(getattr(objective, "samples", 1)), seed)
     return objective.terms(inference, x, _LAST_STEP)
 

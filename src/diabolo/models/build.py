@@ -21,7 +21,8 @@ Part = Mapping[str, Any]  # {"name": ..., and the constructor's parameters}
 def build_model(model: Mapping[str, Any], spec: DataSpec) -> Autoencoder:
     """Build the model that a configuration's `model` section describes, for data of `spec`.
 
-    The latent has shape (latent,), or that of a grid (channels, height, width); the encoder ends in the posterior's channels, the decoder in the likelihood's.
+    The latent has shape (latent,), or that of a grid (channels, height, width); the encoder ends in the posterior's channels,
+    the decoder in the likelihood's.
 
     Raises:
         UsageError: if a part does not fit the data or another part.
