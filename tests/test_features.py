@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,9 +19,14 @@ from diabolo.features.base import Features, read_weights
 from diabolo.features.cifar10_classifier import WEIGHTS, Cifar10Classifier, Classifier
 from diabolo.runs import sha256, write_tensors
 
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tools")]
+
+import train_classifier  # noqa: E402
+
 torch.set_num_threads(1)
 
-RESULT = Path(__file__).parent.parent / "results" / "sharp" / "classifier.json"
+RESULT = ROOT / "results" / "sharp" / "classifier.json"
 every = pytest.mark.parametrize("name", registry.names("features"))
 
 
@@ -194,3 +201,35 @@ def test_the_classifier_knows_the_first_thousand_test_images(classifier):
     stated = json.loads(RESULT.read_text(encoding="utf-8"))["test"]["accuracy"]
     right = (classifier.logits(x).argmax(1) == y).float().mean().item()
     assert right >= stated - 5 * math.sqrt(stated * (1 - stated) / 1000)
+
+
+# -- how it was trained --------------------------------------------------------------------------------------------------
+
+
+def test_images_are_moved_by_whole_pixels_and_flipped():
+    """Each is one of the 5 x 5 windows of the mirrored image, or its flip; 400 draws miss one of the 50 with probability 0.02,
+    and the seed is fixed."""
+    x = torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    wide = np.pad(x[0].numpy(), ((0, 0), (2, 2), (2, 2)), mode="reflect")
+    windows = [wide[:, i : i + 8, j : j + 8] for i in range(5) for j in range(5)]
+    expected = {part.tobytes() for window in windows for part in (window, window[:, :, ::-1])}
+    moved = train_classifier.moved(x.expand(400, -1, -1, -1), 2, torch.Generator().manual_seed(2))
+    assert {part.tobytes() for part in (moved * 255).round().byte().numpy()} == expected
+
+
+def test_the_rate_is_one_cycle():
+    share = [train_classifier.share(done / 10, 0.2) for done in range(11)]
+    assert share == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0], abs=1e-12)
+
+
+def test_training_repeats_itself_and_learns():
+    """Two classes that differ in brightness; the same seed gives the same weights to the bit."""
+    labels = torch.arange(32) % 2
+    images = (labels * 128).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
+    recipe = train_classifier.Recipe(epochs=6, rate=0.1, batch=16)
+    first, second = (train_classifier.train(images, labels, recipe) for _ in range(2))
+    assert first[1] == second[1] == 6 * 32
+    weights = second[0].state_dict()
+    assert all(torch.equal(t, weights[name]) for name, t in first[0].state_dict().items())
+    found = first[0].train()(images[:2].float() / 255).argmax(1)  # too few steps for running statistics
+    assert found.tolist() == [0, 1]
