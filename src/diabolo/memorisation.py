@@ -86,28 +86,25 @@ def memorised(samples: Tensor, test: Tensor, quantile: float = QUANTILE) -> Entr
     if len(samples) < 2 or len(test) * quantile < 1:
         raise ValueError(f"{len(test)} test images have no {100 * quantile:g} % quantile of their distances")
     generator = torch.Generator().manual_seed(fold(0, "memorised"))
-    redrawn = [
-        _share_below(_redraw(samples, generator), _redraw(test, generator), quantile)[0] for _ in range(_REDRAWS)
-    ]
-    value, threshold = _share_below(samples, test, quantile)
-    se = torch.tensor(redrawn, dtype=torch.float64).std().item()
+    redrawn = _shares_below(_redraws(samples, generator), _redraws(test, generator), quantile)
     return {
-        "value": value,
-        "se": se,
+        "value": _shares_below(samples[None], test[None], quantile).item(),
+        "se": redrawn.std().item(),
         "n": len(samples),
         "unit": "share",
         "quantile": quantile,
-        "threshold": threshold,
+        "threshold": test.quantile(quantile).item(),
     }
 
 
-def _redraw(values: Tensor, generator: torch.Generator) -> Tensor:
-    return values[torch.randint(len(values), (len(values),), generator=generator)]
+def _redraws(values: Tensor, generator: torch.Generator) -> Tensor:
+    """(redraws, n)"""
+    return values[torch.randint(len(values), (_REDRAWS, len(values)), generator=generator)]
 
 
-def _share_below(samples: Tensor, test: Tensor, quantile: float) -> tuple[float, float]:
-    threshold = torch.quantile(test, quantile)
-    return (samples < threshold).double().mean().item(), threshold.item()
+def _shares_below(samples: Tensor, test: Tensor, quantile: float) -> Tensor:
+    """(R,) of samples (R, n) and test (R, m)"""
+    return (samples < test.quantile(quantile, dim=1, keepdim=True)).double().mean(1)
 
 
 def nearer_than_test(samples: Tensor, test: Tensor) -> Entry:

@@ -185,8 +185,8 @@ class Neighbourhoods:
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """|x_i - y_j|^2, (n, m) float64, of x (n, d) and y (m, d) in float64; what rounding puts below 0 is 0."""
-    products = x @ y.T
-    return products.mul_(-2).add_(x.square().sum(1)[:, None]).add_(y.square().sum(1)).clamp_(min=0)
+    squares = x.square().sum(1)[:, None] + y.square().sum(1)  # first, so that both directions of a pair are rounded alike
+    return squares.addmm_(x, y.T, alpha=-2).clamp_(min=0)
 
 
 def neighbourhoods(x: Tensor, k: int = K) -> Neighbourhoods:
