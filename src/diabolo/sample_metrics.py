@@ -53,7 +53,8 @@ class Moments:
     def root(self) -> Tensor:
         """C^(1/2), the symmetric root; eigenvalues that rounding made negative are 0."""
         values, vectors = torch.linalg.eigh(self.covariance)
-        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        return root
 
     def without(self, part: Moments) -> Moments:
         """The moments of what is left when the vectors of `part` are taken away."""
@@ -93,7 +94,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     inner = torch.linalg.eigvalsh(b.root @ a.covariance @ b.root).clamp(min=0).sqrt().sum()
     traces = a.covariance.diagonal().sum() + b.covariance.diagonal().sum()
-    return max(0.0, ((a.mean - b.mean).square().sum() + traces - 2 * inner).item())
+    return max(0.0, float((a.mean - b.mean).square().sum() + traces - 2 * inner))
 
 
 def frechet(x: Tensor, reference: Moments) -> Entry:
@@ -185,7 +186,9 @@ class Neighbourhoods:
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """|x_i - y_j|^2, (n, m) float64, of x (n, d) and y (m, d) in float64; what rounding puts below 0 is 0."""
-    squares = x.square().sum(1)[:, None] + y.square().sum(1)  # first, so that both directions of a pair are rounded alike
+    squares = x.square().sum(1)[:, None] + y.square().sum(
+        1
+    )  # first, so that both directions of a pair are rounded alike
     return squares.addmm_(x, y.T, alpha=-2).clamp_(min=0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diabolo.verbs import compress, denoise, doctor, explain, linear, reading, reproduce, sweep
+from diabolo.verbs import compress, denoise, doctor, explain, linear, measure, reading, reproduce, sweep
 from diabolo.verbs.shared import Answer
 
 __all__ = ["VERBS", "Answer"]
@@ -16,4 +16,5 @@ VERBS = (
     *compress.VERBS,
     *denoise.VERBS,
     *linear.VERBS,
+    *measure.VERBS,
 )
