@@ -52,9 +52,9 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The parts of a model; `latent` is the number of latent dimensions."""
+    """The parts of a model; `latent` is the number of latent dimensions, or the shape (channels, height, width) of a grid of them."""
 
-    latent: int
+    latent: int | tuple[int, ...]
     encoder: Component
     posterior: Component
     prior: Component
@@ -283,7 +283,7 @@ def _schema(given: Mapping[str, Any]) -> dict[str, Parameter]:
     paths: dict[str, Parameter] = {}
     for component, slot in COMPONENTS.items():
         if component == "model.encoder":
-            paths["model.latent"] = Parameter("latent", "int", None, required=True)
+            paths["model.latent"] = Parameter("latent", "int | tuple[int, ...]", None, required=True)
         paths[f"{component}.name"] = Parameter("name", "str", None, required=True)
         name = given.get(f"{component}.name")
         if isinstance(name, str):
@@ -403,6 +403,8 @@ _AT_LEAST: dict[str, float] = {
     "model.decoder.width": 1,
     "model.encoder.depth": 0,
     "model.decoder.depth": 0,
+    "model.encoder.blocks": 0,
+    "model.decoder.blocks": 0,
     "model.likelihood.components": 1,
     "objective.beta": 0,
     "objective.samples": 1,
@@ -420,8 +422,16 @@ _POSITIVE = ("train.lr", "train.clip", "model.likelihood.scale", "data.sigma")
 
 def _check_bounds(values: Mapping[str, Any]) -> None:
     for path, least in _AT_LEAST.items():
-        if values.get(path) is not None and values[path] < least:
-            raise UsageError(f"{path}={values[path]} is refused", f"It must be at least {least:g}.")
+        given = values.get(path)
+        if given is not None and min(given if isinstance(given, tuple) else (given,), default=least - 1) < least:
+            raise UsageError(f"{path}={given} is refused", f"It must be at least {least:g}.")
+    latent = values["model.latent"]
+    if isinstance(latent, tuple) and len(latent) not in {1, 3}:
+        raise UsageError(
+            f"model.latent={','.join(map(str, latent))} is refused",
+            "It is the number of latent dimensions, or the channels, height and width of a grid of them.",
+            "For example model.latent=20 or model.latent=8,8,8.",
+        )
     for path in _POSITIVE:
         if values.get(path) is not None and not values[path] > 0:
             raise UsageError(f"{path}={values[path]} is refused", "It must be greater than 0.")

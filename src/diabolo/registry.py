@@ -30,7 +30,7 @@ SLOTS = ("dataset", "network", "posterior", "prior", "likelihood", "objective", 
 INJECTED = {
     "dataset": {"access"},
     "network": {"in_shape", "out_shape", "encoder"},
-    "prior": {"latent_shape", "data_shape"},
+    "prior": {"latent_shape", "data_shape", "classes"},
     "likelihood": {"data_shape"},
     "objective": {"examples"},
 }

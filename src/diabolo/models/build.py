@@ -9,6 +9,7 @@ from diabolo.errors import UsageError
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.likelihoods import Likelihood
 from diabolo.models.objectives import Objective
+from diabolo.models.priors import Prior
 from diabolo.registry import build, signature
 
 if TYPE_CHECKING:
@@ -20,12 +21,13 @@ Part = Mapping[str, Any]  # {"name": ..., and the constructor's parameters}
 def build_model(model: Mapping[str, Any], spec: DataSpec) -> Autoencoder:
     """Build the model that a configuration's `model` section describes, for data of `spec`.
 
-    The latent has shape (latent,); the encoder ends in the posterior's channels, the decoder in the likelihood's.
+    The latent has shape (latent,), or that of a grid (channels, height, width); the encoder ends in the posterior's channels, the decoder in the likelihood's.
 
     Raises:
         UsageError: if a part does not fit the data or another part.
     """
-    latent_shape = (int(model["latent"]),)
+    latent = model["latent"]
+    latent_shape = (latent,) if isinstance(latent, int) else tuple(latent)
     posterior = _component("posterior", model["posterior"], {})
     likelihood = _component("likelihood", model["likelihood"], {"data_shape": spec.shape})
     _check_values(model["likelihood"]["name"], likelihood, spec)
@@ -35,10 +37,17 @@ def build_model(model: Mapping[str, Any], spec: DataSpec) -> Autoencoder:
     return Autoencoder(
         encoder=encoder,
         posterior=posterior,
-        prior=_component("prior", model["prior"], {"latent_shape": latent_shape, "data_shape": spec.shape}),
+        prior=build_prior(model["prior"], latent_shape, spec),
         decoder=_component("network", model["decoder"], {**decoder_shapes, "encoder": encoder}),
         likelihood=likelihood,
     )
+
+
+def build_prior(prior: Part, latent_shape: tuple[int, ...], spec: DataSpec) -> Prior:
+    """Build a prior over codes of `latent_shape`, for data of `spec`, whose number of classes it receives."""
+    injected = {"latent_shape": latent_shape, "data_shape": spec.shape, "classes": len(spec.classes)}
+    built: Prior = _component("prior", prior, injected)
+    return built
 
 
 def build_objective(objective: Part, spec: DataSpec) -> Objective:

@@ -16,13 +16,27 @@ Encode = Callable[[Tensor], Distribution]
 
 
 class Prior(nn.Module):
-    """The distribution of codes before any x is seen. `density` says whether log_prob is exact, an estimate, or not there."""
+    """The distribution of codes before any x is seen. `density` says whether log_prob is exact, an estimate, or not there.
+
+    A prior is learned jointly with the model, or fitted afterwards to codes z ~ q(z | x) of the training images: `initialise` does
+    what has a closed form, and where `fitted_by` is "gradient", `fit_loss` is then minimised.
+    """
 
     density: Literal["exact", "estimate", "none"] = "exact"
+    fitted_by: Literal["nothing", "closed form", "gradient"] = "nothing"
 
     def forward(self, y: Tensor | None = None, encode: Encode | None = None) -> Distribution | None:
-        """p(z) with batch shape (), or p(z | y) with batch shape (B,); None where the model defines no p(z)."""
+        """p(z) with batch shape (), or p(z | y) with batch shape (B,) for classes y (B,); None where there is no p(z)."""
         raise NotImplementedError
+
+    def initialise(self, z: Tensor, y: Tensor | None = None) -> None:
+        """Set from codes z (N, *event), and their classes y (N,) where there are any, what has a closed form."""
+
+    def fit_loss(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """What fitting minimises, (B,) for codes z (B, *event): -log p(z | y) in nats, where there is a density."""
+        p = self(y)
+        loss: Tensor = -p.log_prob(z)
+        return loss
 
 
 @register("prior", "none")
