@@ -16,6 +16,7 @@
                          size of each file and the offset into metrics.jsonl; two are kept
     evaluation.json      {metric: {value, se, n, unit, split, ...}}, with `about` for what was evaluated
     per_image.safetensors  what the metrics are means of, image by image
+    samples.json         what `measure` found: samples and what they are read by, a row a set
     report.html
     codec-*.json         what `compress` fitted to the training split: quantiser and frequencies, with the hash of the weights
 
