@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
 from diabolo.models.distributions import tempered
-from diabolo.models.mixture import centred, cholesky, class_counts, covariance, whitened
+from diabolo.models.mixture import centred, cholesky, class_counts, covariance, float64, whitened
 from diabolo.models.priors import Encode, Prior
 from diabolo.registry import register
 
@@ -45,8 +45,9 @@ class Whitening(nn.Module):
         return self.mean + h @ self.factor.T
 
     def initialise(self, z: Tensor, y: Tensor | None) -> None:
-        self.mean.copy_(z.mean(0))
-        self.factor.copy_(cholesky(covariance(centred(z, None, 0))))
+        codes = float64(z)
+        self.mean.copy_(codes.mean(0))
+        self.factor.copy_(cholesky(covariance(centred(codes, None, 0))))
 
 
 class ActNorm(nn.Module):

@@ -100,6 +100,11 @@ def whitened(z: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------ covariances
+def float64(z: Tensor) -> Tensor:
+    """z in float64 without a gradient, on the processor if its device has no such numbers."""
+    return z.detach().to("cpu" if z.device.type == "mps" else z.device, torch.float64)
+
+
 def covariance(z: Tensor) -> Tensor:
     """The covariance (d, d) of codes z (N, d) about 0, and a millionth of the mean variance in every direction.
 
@@ -299,14 +304,14 @@ class MixturePrior(Prior):
         return GaussianMixture(log_weights, self.means, self.factors, self.event_shape)
 
     def initialise(self, z: Tensor, y: Tensor | None = None) -> None:
-        codes = z.detach().flatten(1).double()
+        codes = float64(z.flatten(1))
         counts = class_counts(y, self.classes) if self.classes else None
-        y = None if counts is None else y
+        y = None if counts is None or y is None else y.to(codes.device)
         target = covariance(centred(codes, y, self.classes)) * self.components ** (-2 / codes.shape[1])
         strength = self.shrinkage * codes.shape[1]
         parts = [codes] if y is None else [codes[y == c] for c in range(self.classes)]
         fits = [expectation_maximisation(part, self.components, target, strength) for part in parts]
-        shares = torch.ones(1) if counts is None else counts / counts.sum()
+        shares = torch.ones(1) if counts is None else counts.to(codes.device) / counts.sum().item()
         self.weights.copy_(torch.cat([share * fit.weights for share, fit in zip(shares, fits)]))
         self.means.copy_(torch.cat([fit.means for fit in fits]))
         self.factors.copy_(torch.cat([fit.factors for fit in fits]))
