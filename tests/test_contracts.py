@@ -77,10 +77,14 @@ OBJECTIVES: dict[str, list[dict[str, Any]]] = {
 }
 #: What an objective needs of a likelihood beside its name.
 NEEDED = {("asymmetric", "gaussian"): {"scale": 0.5}}
+#: Priors that a model is trained with; those fitted to a finished model's codes have test_fitted_priors.
+PRIORS = [name for name in registry.names("prior") if registry.get("prior", name).fitted_by == "nothing"]
 COMBINATIONS = [
     (network, posterior, prior, likelihood, objective)
     for network, posterior, prior, likelihood, name in itertools.product(
-        *(registry.names(slot) for slot in ("network", "posterior", "prior", "likelihood", "objective"))
+        *(registry.names(slot) for slot in ("network", "posterior")),
+        PRIORS,
+        *(registry.names(slot) for slot in ("likelihood", "objective")),
     )
     for objective in OBJECTIVES[name]
 ]
@@ -290,6 +294,8 @@ ELSEWHERE = {
     ("dataset", "clouds"): "test_clouds.test_the_images_are_pinned_and_new_for_each_seed_and_split",
     ("dataset", "folder"): "test_data_folder.test_a_folder_is_trained_evaluated_and_reported",
     ("dataset", "packed"): "test_data_packed.test_losses_and_evaluation_are_those_from_memory",
+    ("prior", "mixture"): "test_fitted_priors.test_expectation_maximisation_finds_a_known_mixture",
+    ("prior", "coupling_flow"): "test_fitted_priors.test_a_few_steps_of_fitting_find_what_a_gaussian_misses",
 }
 
 

@@ -69,6 +69,12 @@ def check_objective(model: Autoencoder, objective: Objective) -> None:
             "A bound needs a prior p(z) and a posterior q(z | x) with a density; a plain autoencoder has neither.",
             "Take objective=reconstruction, or model.posterior=gaussian model.prior=standard_normal.",
         )
+    if objective.bound and model.prior.fitted_by != "nothing":
+        raise UsageError(
+            "this prior is fitted after training, to the codes of a model that is finished",
+            "An objective that is a bound would train the model against the prior as it begins.",
+            "Take model.prior=standard_normal, train, and then fit it: diabolo fit-prior RUN prior=NAME.",
+        )
     if not objective.bound and model.prior.density != "none":
         raise UsageError(
             "this objective never looks at the prior",

@@ -196,20 +196,21 @@ def temper(p: Distribution, temperature: float) -> Distribution:
     Raises:
         NotImplementedError: if p has no notion of spread.
     """
-    return p if temperature == 1 else _temper(p, temperature)
+    return p if temperature == 1 else tempered(p, temperature)
 
 
 @singledispatch
-def _temper(p: Distribution, temperature: float) -> Distribution:
+def tempered(p: Distribution, temperature: float) -> Distribution:
+    """The rule behind `temper`, by the family of p; a family that is defined elsewhere registers its own."""
     raise NotImplementedError(f"{type(p).__name__} has no temperature: sample it with temperature=1")
 
 
-@_temper.register
+@tempered.register
 def _(p: Normal, temperature: float) -> Distribution:
     return Normal(p.loc, p.scale * temperature)
 
 
-@_temper.register(Independent)
+@tempered.register(Independent)
 def _(p: Any, temperature: float) -> Distribution:
     return Independent(temper(p.base_dist, temperature), p.reinterpreted_batch_ndims)
 
