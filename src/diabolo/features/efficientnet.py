@@ -117,11 +117,11 @@ def _blocks() -> Iterator[Block]:
 
 def fused(network: nn.Module) -> nn.Module:
     """Put the scale and shift of each batch normalisation into the convolution before it: the same map, sooner done."""
-    for layer in network.modules():
-        match list(layer) if isinstance(layer, nn.Sequential) else []:
-            case [nn.Conv2d() as convolution, nn.BatchNorm2d() as normalisation, *_]:
-                layer[0] = fuse_conv_bn_eval(convolution, normalisation)
-                del layer[1]
+    for layer in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        convolution, normalisation = (*layer, None, None)[:2]
+        if isinstance(convolution, nn.Conv2d) and isinstance(normalisation, nn.BatchNorm2d):
+            layer[0] = fuse_conv_bn_eval(convolution, normalisation)
+            del layer[1]
     return network
 
 
