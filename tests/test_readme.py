@@ -19,7 +19,15 @@ from diabolo.chapters.mnist_article import PUBLISHED
 from diabolo.data.catalogue import COLLECTIONS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/data.md", "docs/decisions.md")
+DOCUMENTS = (
+    "README.md",
+    "README.zh-CN.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/data.md",
+    "docs/features.md",
+    "docs/decisions.md",
+)
 LIBRARY = re.compile(r"diabolo\.train\(")
 COMPONENT = re.compile(r"@register\(")
 

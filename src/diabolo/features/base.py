@@ -58,24 +58,32 @@ def check_images(images: Tensor, shape: tuple[int | None, int | None, int | None
         )
 
 
-def read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file whose content has the hash that the source names.
+def pinned_bytes(path: Path, sha256: str, remedy: str) -> bytes:
+    """The content of a file of weights, once its SHA-256 is the one that the source names.
 
     Raises:
-        DataError: if the file is missing or is another one.
+        DataError: if the file is missing or is another one; `remedy` says how to get the right one.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"the weights {path} cannot be read", str(error), "Install diabolo again.") from error
+        raise DataError(f"the weights {path} cannot be read", str(error), remedy) from error
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise DataError(
-            f"the weights {path} are not the ones that this version was made with",
-            f"Their SHA-256 is {found}, not {sha256}.",
-            "Install diabolo again.",
+            f"the weights {path} are not the ones that are expected", f"SHA-256 {found}, not {sha256}.", remedy
         )
+    return content
+
+
+def read_weights(path: Path, sha256: str, remedy: str = "Install diabolo again.") -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose content has the hash that the source names.
+
+    Raises:
+        DataError: if the file is missing, corrupt or another one.
+    """
+    content = pinned_bytes(path, sha256, remedy)
     try:
         return parse(content)
     except SafetensorError as error:
-        raise DataError(f"the weights {path} are corrupt", str(error)) from error
+        raise DataError(f"the weights {path} are corrupt", str(error), remedy) from error
