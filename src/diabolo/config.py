@@ -52,7 +52,7 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The parts of a model; `latent` is the number of latent dimensions, or the shape (channels, height, width) of a grid of them."""
+    """The parts of a model; `latent` is the number of latent dimensions, or the shape (channels, height, width) of a grid."""
 
     latent: int | tuple[int, ...]
     encoder: Component

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from diabolo import language, plots, tables
 from diabolo.language import joined, say
 from diabolo.listings import kind_of_values
+from diabolo.models.grids import size_of, told
 from diabolo.recorded import known_again
 from diabolo.runs import Run, write_bytes
 from diabolo.tables import Reading
@@ -149,7 +151,7 @@ def layers(config: Mapping[str, Any], dimensions: int) -> list[tuple[str, int]] 
     return [
         (say("data x"), dimensions),
         *[(reads, encoder["width"])] * encoder["depth"],
-        (say("latent z"), model["latent"]),
+        (say("latent z"), size_of(model["latent"])),
         *[(writes, decoder["width"])] * decoder["depth"],
         (say("mean of p(x|z)"), dimensions),
     ]
@@ -208,6 +210,34 @@ def _bars(key: str, series: int, reading: Reading) -> Panel:
     return drawing(reading.title, key, label, plots.dimension_bars(metric["values"], f"KL, {metric['unit']}", series))
 
 
+def grid_panels(key: str, reading: Reading) -> list[Panel]:
+    """The rate of a grid of codes: of each channel at each position, of each channel, of each position; none for vectors."""
+    whole, parts = reading.evaluation.get("kl_per_dimension"), reading.evaluation.get("kl_per_channel")
+    if whole is None or parts is None:
+        return []
+    maps = np.reshape(whole["values"], whole["shape"])
+    kept = np.argsort(-np.asarray(parts["values"]), kind="stable")[:_CHANNELS]
+    y, title = f"KL, {parts['unit']}", reading.title
+    drawn = (
+        (
+            say("Channels by position") if len(kept) == len(maps) else say("The {n} strongest channels", n=len(kept)),
+            say("KL of {n} channels of {title} at each position of the grid", n=len(kept), title=title),
+            plots.position_maps(maps[kept], [str(channel) for channel in kept], y),
+        ),
+        (
+            say("Channels"),
+            say("KL of each channel of {title}, largest first", title=title),
+            plots.dimension_bars(parts["values"], y, x=say("channel, largest first")),
+        ),
+        (
+            say("Positions"),
+            say("KL of each position of the grid of {title}, summed over channels", title=title),
+            plots.position_maps(np.asarray(parts["positions"])[None], [""], y),
+        ),
+    )
+    return [drawing(name, f"{key}-{i}", label, figure) for i, (name, label, figure) in enumerate(drawn)]
+
+
 def _k_curve(key: str, readings: Sequence[Reading]) -> Panel:
     curves = []
     for i, r in enumerate(readings):
@@ -220,6 +250,8 @@ def _k_curve(key: str, readings: Sequence[Reading]) -> Panel:
     return drawing("", key, label, plots.sample_curves(curves, f"log p(x), {unit}"))
 
 
+#: Channels of a grid that are drawn, at most: those of the largest rate.
+_CHANNELS = 16
 #: Images with larger sides than this are drawn in fewer columns, so that no pixel is lost on the page.
 _SMALL_SIDE = 32
 
@@ -456,6 +488,8 @@ def write_run_report(
         scatter_facts=facts_of(reading, unit=say("latent units")),
         classes=class_legend(reading, classes),
         bars=_bars("kl", 0, reading) if "kl_per_dimension" in e else None,
+        maps=grid_panels("maps", reading),
+        latent_shape=told(reading.config["model"]["latent"]),
         k_curve=_k_curve("k", [reading]) if "log_p_curve" in e else None,
         k_facts=facts_of(reading, n=f"{e['log_p_curve']['n']:,}") if "log_p_curve" in e else None,
         pictures=_grids(reading.title, pictures) if grids and pictures is not None else [],
