@@ -346,8 +346,8 @@ def test_whole_numbers_serve_as_floats_and_not_the_other_way():
 
 
 def test_a_latent_is_a_number_or_the_shape_of_a_grid():
-    for given, latent in (("20", 20), ("8,4,2", (8, 4, 2)), ("(8, 4, 2)", (8, 4, 2)), ("[8,4,2]", (8, 4, 2))):
-        config = resolve("vae", [f"model.latent={given}"]).config
+    for text, latent in (("20", 20), ("8,4,2", (8, 4, 2)), ("(8, 4, 2)", (8, 4, 2)), ("[8,4,2]", (8, 4, 2))):
+        config = resolve("vae", [f"model.latent={text}"]).config
         assert config.model.latent == latent
         assert from_dict(json.loads(json.dumps(config.to_dict()))).config == config
     assert resolve("cifar10-sharp").config.model.latent == (8, 8, 8)  # a list in TOML

@@ -426,7 +426,9 @@ def _check_bounds(values: Mapping[str, Any]) -> None:
         given = values.get(path)
         if given is not None and min(given if isinstance(given, tuple) else (given,), default=least - 1) < least:
             shown = ",".join(map(str, given)) if isinstance(given, tuple) else given
-            raise UsageError(f"{path}={shown} is refused", f"{'Each' if shown != given else 'It'} must be at least {least:g}.")
+            raise UsageError(
+                f"{path}={shown} is refused", f"{'Each' if shown != given else 'It'} must be at least {least:g}."
+            )
     latent = values["model.latent"]
     if isinstance(latent, tuple) and len(latent) not in {1, 3}:
         raise UsageError(

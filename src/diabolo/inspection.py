@@ -279,9 +279,8 @@ def traversals(
     model: Autoencoder, codes: Tensor, *, steps: int, span: float, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(r, steps, C, H, W): decoder means as one latent dimension goes from -span to span prior standard deviations, the others at
-    the prior's mean; without a prior, mean and standard deviation are those of the codes. One row for each of the r = min(rows, d)
-    dimensions of the largest Var_x(mu_j) over `codes` (N, *event), largest first; also the order of all d and their variances
-    in it."""
+    the prior's mean; without a prior, mean and standard deviation are those of the codes. A row for each of the r = min(rows, d)
+    dimensions of the largest Var_x(mu_j) over `codes` (N, *event), largest first; also the order of all d and their variances."""
     activity = vectors(codes).double().var(0)
     order = activity.argsort(descending=True, stable=True)
     prior = model.prior()

@@ -194,7 +194,9 @@ class Evidence:
     dequantized_kl: Tensor | None = None  # (N,)
     train_variance: float | None = None  # of a Gaussian with one sigma: its dequantized error on the training split
     train_examples: int = 0  # that it is the mean of
-    event: tuple[int, ...] = ()  # of z: (d,), or (channels, rows, columns) of a grid, whose d values are numbered in that order
+    event: tuple[
+        int, ...
+    ] = ()  # of z: (d,), or (channels, rows, columns) of a grid, whose d values are numbered in that order
 
     @property
     def error_unit(self) -> str:
@@ -254,8 +256,8 @@ def kl_per_dimension(e: Evidence) -> Entry | None:
 
 @register("metric", "kl_per_channel")
 def kl_per_channel(e: Evidence) -> Entry | None:
-    """The rate of each channel of a grid of codes, summed over its positions, and of each position, `positions`, a row of the grid
-    a list, summed over channels; nats per example. Absent for codes that are vectors."""
+    """The rate of each channel of a grid of codes, summed over its positions, and of each position, `positions`, a row of the
+    grid a list, summed over channels; nats per example. Absent for codes that are vectors."""
     if e.kl_per_dimension is None or len(e.event) != 3:
         return None
     values = e.kl_per_dimension.mean(0)

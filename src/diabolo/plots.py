@@ -384,7 +384,9 @@ def position_maps(maps: np.ndarray, names: Sequence[str], unit: str, columns: in
         figure = Figure(figsize=(4.3, 0.7 + 3.2 * rows / columns), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, values, name in zip(grid.flat, maps, names):
-            image = axes.imshow(values, vmin=0, vmax=max(float(maps.max()), 1e-12), cmap="viridis", interpolation="nearest")
+            image = axes.imshow(
+                values, vmin=0, vmax=max(float(maps.max()), 1e-12), cmap="viridis", interpolation="nearest"
+            )
             axes.set(xticks=(), yticks=(), title=name)
             axes.title.set_fontsize(10)
         for axes in grid.flat[len(maps) :]:

@@ -6,6 +6,7 @@ makes it shorter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -140,26 +141,42 @@ def _drawn(panel: Panel, lang: str) -> Markup:
     return Markup(plots.retold(str(panel.svg), panel.alt, panel.said, lang))
 
 
-def layers(config: Mapping[str, Any], dimensions: int) -> list[tuple[str, int]] | None:
-    """The layer sizes of a network whose encoder and decoder are MLPs, data to data; None for any other network."""
+def layers(config: Mapping[str, Any], shape: Sequence[int]) -> list[tuple[str, int]] | None:
+    """The layer sizes of a network whose encoder and decoder are MLPs, or residual networks, for data of `shape`, data to data;
+    None for any other network."""
     model = config["model"]
-    if any(model[part].get("name") != "mlp" for part in ("encoder", "decoder")):
+    between = {"mlp": _mlp_layers, "resnet": _resnet_layers}
+    names = {model[part].get("name") for part in ("encoder", "decoder")}
+    if len(names) > 1 or not names <= set(between):
         return None
-    encoder, decoder = model["encoder"], model["decoder"]
+    before, after = between[names.pop()](model["encoder"], model["decoder"], shape)
+    latent, dimensions = (say("latent z"), size_of(model["latent"])), math.prod(shape)
+    return [(say("data x"), dimensions), *before, latent, *after, (say("mean of p(x|z)"), dimensions)]
+
+
+Sizes = list[tuple[str, int]]
+
+
+def _mlp_layers(encoder: Mapping[str, Any], decoder: Mapping[str, Any], shape: Sequence[int]) -> tuple[Sizes, Sizes]:
     reads = say("encoder, {activation}", activation=encoder.get("activation", "relu"))
     writes = say("decoder, {activation}", activation=decoder.get("activation", "relu"))
-    return [
-        (say("data x"), dimensions),
-        *[(reads, encoder["width"])] * encoder["depth"],
-        (say("latent z"), size_of(model["latent"])),
-        *[(writes, decoder["width"])] * decoder["depth"],
-        (say("mean of p(x|z)"), dimensions),
-    ]
+    return [(reads, encoder["width"])] * encoder["depth"], [(writes, decoder["width"])] * decoder["depth"]
 
 
-def architecture(key: str, reading: Reading, dimensions: int) -> Panel | None:
-    """The network drawn from its layer sizes, for data of so many values; None where it is no MLP."""
-    sizes = layers(reading.config, dimensions)
+def _resnet_layers(encoder: Mapping[str, Any], decoder: Mapping[str, Any], shape: Sequence[int]) -> tuple[Sizes, Sizes]:
+    def grids(part: Mapping[str, Any]) -> Sizes:
+        sides = [[side // 2**level for side in shape[1:]] for level in range(1, len(part["widths"]) + 1)]
+        return [
+            (say("{width} channels, {sides}", width=width, sides=told(grid)), width * math.prod(grid))
+            for width, grid in zip(part["widths"], sides)
+        ]
+
+    return grids(encoder), grids(decoder)[::-1]
+
+
+def architecture(key: str, reading: Reading, shape: Sequence[int]) -> Panel | None:
+    """The network drawn from its layer sizes, for data of `shape`; None where it is neither an MLP nor a residual network."""
+    sizes = layers(reading.config, shape)
     if sizes is None:
         return None
     label = say("Layers of {title}: {sizes}", title=reading.title, sizes=", ".join(str(size) for _, size in sizes))
@@ -420,7 +437,7 @@ def write_chapter_report(
     views = [_convention_view(convention, story.figures) for convention in conventions]
     readings = [r for view in views for r in view["readings"]]
     networks = [
-        architecture(f"architecture-{i}", r, e.pictures.real[0].numel())
+        architecture(f"architecture-{i}", r, e.pictures.real.shape[1:])
         for i, (r, e) in enumerate(zip(views[0]["readings"], conventions[0].entries, strict=True))
     ]
     first = readings[0]
@@ -464,7 +481,7 @@ def write_run_report(
     reading = tables.read(run)
     e, curves = reading.evaluation, epoch_panels("curves", [reading])
     grids = pictures is not None and pictures.real.ndim == 4 and pictures.real.shape[1] in (1, 3)
-    network = None if pictures is None else architecture("architecture", reading, pictures.real[0].numel())
+    network = None if pictures is None else architecture("architecture", reading, pictures.real.shape[1:])
     pictures = _that_fit(pictures) if grids and pictures is not None else pictures
     return write_template(
         "run.html.j2",

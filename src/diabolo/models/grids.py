@@ -45,9 +45,11 @@ def place(j: int, shape: Shape) -> str:
 
 def per_channel(values: Tensor, shape: Shape) -> Tensor:
     """The sums (C,) over the positions of a grid of what is known of each dimension, values (d,)."""
-    return values.unflatten(0, shape).flatten(1).sum(1)
+    sums: Tensor = values.unflatten(0, shape).flatten(1).sum(1)
+    return sums
 
 
 def per_position(values: Tensor, shape: Shape) -> Tensor:
     """The sums (H, W) over the channels of a grid of what is known of each dimension, values (d,)."""
-    return values.unflatten(0, shape).sum(0)
+    sums: Tensor = values.unflatten(0, shape).sum(0)
+    return sums

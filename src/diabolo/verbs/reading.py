@@ -240,13 +240,15 @@ def traverse(
     pictures, order, activity = inspection.traversals(model, codes, steps=n, span=span, rows=rows)
     picture(target, pictures)
     if as_json:
-        return Answer(data={
-            "out": str(target),
-            "rows": len(pictures),
-            "shape": list(codes.shape[1:]),
-            "order": order.tolist(),
-            "activity": activity.tolist(),
-        })
+        return Answer(
+            data={
+                "out": str(target),
+                "rows": len(pictures),
+                "shape": list(codes.shape[1:]),
+                "order": order.tolist(),
+                "activity": activity.tolist(),
+            }
+        )
     listed = _most_active(order[: len(pictures)].tolist(), activity.tolist(), tuple(codes.shape[1:]))
     d = len(order)
     told = () if len(pictures) == d else (f"  the {len(pictures)} most active of {d} latent dimensions",)
