@@ -52,7 +52,7 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The parts of a model; `latent` is the number of latent dimensions, or the (channels, height, width) of a grid of them."""
+    """The parts of a model; `latent` is the number of latent dimensions, or the shape (channels, height, width) of a grid."""
 
     latent: int | tuple[int, ...]
     encoder: Component
@@ -392,6 +392,7 @@ def _scalar(value: Any, option: str, text: bool) -> Any:
 
 def _describe(annotation: str) -> str:
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word", "None": "none"}
+    words |= {"tuple[int, ...]": "whole numbers with commas between"}
 
     def one(option: str) -> str:
         if option.startswith("Literal["):
@@ -446,7 +447,10 @@ def check_bounds(values: Mapping[str, Any]) -> None:
     for path, least in _AT_LEAST.items():
         given = values.get(path)
         if given is not None and min(given if isinstance(given, tuple) else (given,), default=least - 1) < least:
-            raise UsageError(f"{path}={given} is refused", f"It must be at least {least:g}.")
+            shown = ",".join(map(str, given)) if isinstance(given, tuple) else given
+            raise UsageError(
+                f"{path}={shown} is refused", f"{'Each' if shown != given else 'It'} must be at least {least:g}."
+            )
     latent = values.get("model.latent")
     if isinstance(latent, tuple) and len(latent) not in {1, 3}:
         raise UsageError(

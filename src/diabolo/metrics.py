@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 
 from diabolo.models.autoencoder import Autoencoder, Inference, Latent
 from diabolo.models.distributions import keyed_sample, unchecked
+from diabolo.models.grids import per_channel, per_position
 from diabolo.models.objectives import Objective, log_mean_exp
 from diabolo.registry import register
 from diabolo.seeds import mix
@@ -28,6 +29,8 @@ Entry = dict[str, Any]
 
 #: A latent dimension is used if its posterior mean varies by more than this over the data (Burda et al., 2016).
 ACTIVE_VARIANCE = 0.01
+#: Nats above which dimensions are counted by their rate.
+CARRIED = (0.01, 0.1)
 #: Values of x that one chunk of decoded samples may hold. On a processor 2^20, 1,337 images of 28x28, is where a large matrix
 #: product is fast and what the likelihood reads is still near; accelerators want larger pieces.
 CHUNK_VALUES = {"cpu": 2**20}
@@ -193,6 +196,9 @@ class Evidence:
     dequantized_kl: Tensor | None = None  # (N,)
     train_variance: float | None = None  # of a Gaussian with one sigma: its dequantized error on the training split
     train_examples: int = 0  # that it is the mean of
+    event: tuple[
+        int, ...
+    ] = ()  # of z: (d,), or (channels, rows, columns) of a grid, whose d values are numbered in that order
 
     @property
     def error_unit(self) -> str:
@@ -233,10 +239,37 @@ def kl(e: Evidence) -> Entry | None:
 
 @register("metric", "kl_per_dimension")
 def kl_per_dimension(e: Evidence) -> Entry | None:
-    """The rate of each latent dimension, nats per example."""
+    """The rate of each latent dimension, nats per example: those of a grid in the order channel, row, column of its `shape`.
+
+    `above`: how many dimensions carry more than each of `CARRIED` nats.
+    """
     if e.kl_per_dimension is None:
         return None
-    return {"values": e.kl_per_dimension.mean(0).tolist(), "n": e.distortion.numel(), "unit": e.unit, "split": e.split}
+    values = e.kl_per_dimension.mean(0)
+    return {
+        "values": values.tolist(),
+        "shape": list(e.event),
+        "above": {f"{least:g}": int((values > least).sum()) for least in CARRIED},
+        "n": e.distortion.numel(),
+        "unit": e.unit,
+        "split": e.split,
+    }
+
+
+@register("metric", "kl_per_channel")
+def kl_per_channel(e: Evidence) -> Entry | None:
+    """The rate of each channel of a grid of codes, summed over its positions, and of each position, `positions`, a row of the
+    grid a list, summed over channels; nats per example. Absent for codes that are vectors."""
+    if e.kl_per_dimension is None or len(e.event) != 3:
+        return None
+    values = e.kl_per_dimension.mean(0)
+    return {
+        "values": per_channel(values, e.event).tolist(),
+        "positions": per_position(values, e.event).tolist(),
+        "n": e.distortion.numel(),
+        "unit": e.unit,
+        "split": e.split,
+    }
 
 
 @register("metric", "mse_mean")

@@ -50,7 +50,8 @@ def _generated(model: Autoencoder, n: int, seed: int) -> Tensor | None:
     prior = model.prior()
     if prior is None:
         return None
-    z = prior.mean + prior.stddev * shared_noise(n, prior.mean.shape[0], seed)
+    noise = shared_noise(n, prior.event_shape.numel(), seed).unflatten(1, prior.event_shape)
+    z = prior.mean + prior.stddev * noise
     return model.decode(z[None]).mean[0]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diabolo.errors import UsageError
 from diabolo.models.autoencoder import Autoencoder
+from diabolo.models.grids import shape_of
 from diabolo.models.likelihoods import Likelihood
 from diabolo.models.objectives import Objective
 from diabolo.models.priors import Prior
@@ -27,8 +28,7 @@ def build_model(model: Mapping[str, Any], spec: DataSpec) -> Autoencoder:
     Raises:
         UsageError: if a part does not fit the data or another part.
     """
-    latent = model["latent"]
-    latent_shape = (latent,) if isinstance(latent, int) else tuple(latent)
+    latent_shape = shape_of(model["latent"])
     posterior = _component("posterior", model["posterior"], {})
     likelihood = _component("likelihood", model["likelihood"], {"data_shape": spec.shape})
     _check_values(model["likelihood"]["name"], likelihood, spec)
