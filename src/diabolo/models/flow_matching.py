@@ -150,12 +150,12 @@ class Transported(Distribution):
         )
 
 
-@_guide.register
+@_guide.register(Transported)
 def _guided(p: Transported, guidance: float) -> Transported:
     return Transported(p.prior, p.y, guidance, p.temperature, p.batch_shape)
 
 
-@_temper.register
+@_temper.register(Transported)
 def _tempered(p: Transported, temperature: float) -> Transported:
     return Transported(p.prior, p.y, p.guidance, temperature, p.batch_shape)
 
