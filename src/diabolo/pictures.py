@@ -14,9 +14,6 @@ from diabolo.plots import image_png
 from diabolo.report import Pictures
 from diabolo.seeds import fold
 
-#: Images that are drawn at a time, so that memory does not grow with their number.
-_DRAWN_TOGETHER = 500
-
 
 def shared_noise(n: int, latent: int, seed: int) -> Tensor:
     """n standard normal vectors (n, latent); a smaller latent gets the first coordinates of a larger one's."""
@@ -53,27 +50,6 @@ def _generated(model: Autoencoder, n: int, seed: int) -> Tensor | None:
     noise = shared_noise(n, prior.event_shape.numel(), seed).unflatten(1, prior.event_shape)
     z = prior.mean + prior.stddev * noise
     return model.decode(z[None]).mean[0]
-
-
-def drawn(
-    model: Autoencoder, y: Tensor | None, *, n: int, seed: int, temperature: float = 1.0, guidance: float = 1.0
-) -> Tensor:
-    """n decoder means (n, *data) at z ~ p(z), or z ~ p(z | y) for classes y (n,); a function of the seed, n and y alone.
-
-    Raises:
-        UsageError: if the model has no prior, or its prior no guidance or temperature.
-    """
-    parts = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold(seed, "sample"))
-        for start in range(0, n, _DRAWN_TOGETHER):
-            count = min(_DRAWN_TOGETHER, n - start)
-            classes = None if y is None else y[start : start + count]
-            try:
-                parts.append(model.sample(count, classes, temperature=temperature, guidance=guidance).mean[0])
-            except NotImplementedError as error:
-                raise UsageError("this prior cannot be drawn from so", str(error)) from error
-    return torch.cat(parts)
 
 
 def sample_grid(images: Tensor, columns: int = 0) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diabolo import data as data_module
-from diabolo import fitted, inspection, pictures, plots, runs, tables
+from diabolo import fitted, inspection, pictures, plots, runs, sampling, tables
 from diabolo.data import Dataset, Loader
 from diabolo.errors import DataError, UsageError
 from diabolo.recorded import shown_k
@@ -200,7 +200,7 @@ class Run(runs.Run):
         """
         _at_least_one(n)
         name = fitted.chosen(self, None)
-        images = pictures.drawn(fitted.model_of(self, name), None, n=n, seed=seed, temperature=temperature)
+        images = sampling.means(fitted.model_of(self, name), n, seed, temperature=temperature)
         whence = "prior" if name == fitted.OWN else f"prior {name}"
         return Picture(
             pictures.sample_grid(images),

@@ -8,15 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diabolo import fitted
 from diabolo.data import Loader
 from diabolo.data.spec import DataSpec
 from diabolo.engine import own_randomness, seeded
 from diabolo.errors import UsageError
 from diabolo.metrics import examples_at_a_time
+from diabolo.models.autoencoder import Autoencoder
 from diabolo.progress import Progress
 from diabolo.runs import Run
 from diabolo.seeds import fold
 
+_CPU = torch.device("cpu")
 #: Images that are decoded at a time.
 _BATCH = 250
 
@@ -39,6 +42,46 @@ def to_levels(x: Tensor) -> Tensor:
     return (x.detach().double().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
+def means(
+    model: Autoencoder,
+    n: int,
+    seed: int,
+    y: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    guidance: float = 1.0,
+    device: torch.device = _CPU,
+    progress: Progress | None = None,
+) -> Tensor:
+    """n decoder means (n, *shape) at z ~ p(z), or z ~ p(z | y) for classes y (n,). Whole batches of 250 do not depend on n.
+
+    Raises:
+        UsageError: if the model has no prior, or its prior knows no classes, no guidance or no temperature that is asked of it.
+    """
+    if y is not None and not getattr(model.prior, "classes", 0):
+        raise UsageError(
+            "this prior cannot be drawn from by class",
+            "It knows no classes.",
+            "Fit one that does: diabolo fit-prior RUN prior=flow_matching",
+        )
+    progress = progress or Progress()
+    progress.start("samples", n)
+    parts = []
+    with own_randomness(device):
+        for number, start in enumerate(range(0, n, _BATCH)):
+            seeded(device, fold(seed, "sample", number))
+            count = min(_BATCH, n - start)
+            classes = None if y is None else y[start : start + count].to(device)
+            try:
+                drawn = model.sample(count, classes, temperature=temperature, guidance=guidance)
+            except NotImplementedError as error:
+                raise UsageError("this prior cannot be drawn from so", str(error)) from error
+            parts.append(drawn.mean[0].cpu())
+            progress.advance(count)
+    progress.finish()
+    return torch.cat(parts)
+
+
 def draw(
     run: Run,
     n: int,
@@ -46,28 +89,18 @@ def draw(
     classes: Tensor | None = None,
     guidance: float = 1.0,
     *,
+    prior: str,
     device: torch.device,
     progress: Progress | None = None,
 ) -> Tensor:
-    """n decoder means at z ~ p(z) of a run, as levels (n, *shape) uint8. Whole batches of 250 do not depend on n.
+    """The `means` of a run with one of its priors (see `fitted`), as levels (n, *shape) uint8.
 
     Raises:
-        UsageError: if the model has no prior, or classes or guidance are asked of one that knows no classes.
+        UsageError: as `means`.
+        DataError: if the prior was fitted to the codes of other weights.
     """
-    if classes is not None or guidance != 1.0:
-        raise UsageError(
-            f"{run.path} cannot be drawn from by class", "Its prior knows no classes.", "Leave class and guidance out."
-        )
-    model, progress = run.model().to(device), progress or Progress()
-    progress.start("samples", n)
-    parts = []
-    with own_randomness(device):
-        for number, start in enumerate(range(0, n, _BATCH)):
-            seeded(device, fold(seed, "sample", number))
-            parts.append(to_levels(model.sample(min(_BATCH, n - start)).mean[0]))
-            progress.advance(len(parts[-1]))
-    progress.finish()
-    return torch.cat(parts)
+    model = fitted.model_of(run, prior).to(device)
+    return to_levels(means(model, n, seed, classes, guidance=guidance, device=device, progress=progress))
 
 
 def reconstruct(

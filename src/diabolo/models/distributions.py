@@ -221,11 +221,12 @@ def guide(p: Distribution, guidance: float) -> Distribution:
     Raises:
         NotImplementedError: if p does not know how, as all but a flow-matching prior.
     """
-    return p if guidance == 1 else _guide(p, guidance)
+    return p if guidance == 1 else guided(p, guidance)
 
 
 @singledispatch
-def _guide(p: Distribution, guidance: float) -> Distribution:
+def guided(p: Distribution, guidance: float) -> Distribution:
+    """The rule behind `guide`, by the family of p."""
     raise NotImplementedError(f"{type(p).__name__} has no guidance: sample it with guidance=1")
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from diabolo.models.distributions import _guide, _temper, float32
+from diabolo.models.distributions import float32, guided, tempered
 from diabolo.models.priors import Encode, Prior
 from diabolo.registry import register
 
@@ -150,13 +150,13 @@ class Transported(Distribution):
         )
 
 
-@_guide.register(Transported)
-def _guided(p: Transported, guidance: float) -> Transported:
+@guided.register
+def _(p: Transported, guidance: float) -> Transported:
     return Transported(p.prior, p.y, guidance, p.temperature, p.batch_shape)
 
 
-@_temper.register(Transported)
-def _tempered(p: Transported, temperature: float) -> Transported:
+@tempered.register
+def _(p: Transported, temperature: float) -> Transported:
     return Transported(p.prior, p.y, p.guidance, temperature, p.batch_shape)
 
 
@@ -194,7 +194,8 @@ class Velocity(nn.Module):
         h = self.enter(self._cut(z)) + self.place
         for block in self.blocks:
             h = block(h, shared)
-        return self._joined(self.leave(self.last(h)))
+        velocity: Tensor = self._joined(self.leave(self.last(h)))
+        return velocity
 
     def _cut(self, z: Tensor) -> Tensor:
         """Tokens (B, T, values) of codes."""

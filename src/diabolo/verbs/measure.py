@@ -9,8 +9,10 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from diabolo import listings, registry
+from diabolo.config import words
 from diabolo.errors import UsageError, did_you_mean
 from diabolo.options import DataOptions, Device, Imports, Json, RunPath, existing_run, import_modules
+from diabolo.verbs.sampling import Asked, Words, asked_for, class_numbers
 from diabolo.verbs.shared import Answer, at_least, progress
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _DEFAULT, _SHAPE = "cifar10_classifier", (3, 32, 32)
 def measure(
     run: RunPath,
     /,
-    *,
+    *settings: Words,
     features: Annotated[
         str | None,
         Parameter(help=f"The features to measure in; {_DEFAULT} for colour images of 32x32. See `diabolo list`."),
@@ -49,6 +51,7 @@ def measure(
     at_least("--seed", seed, 0)
     if features is not None and features not in registry.names("features"):
         raise UsageError(f"unknown features {features!r}", did_you_mean(features, registry.names("features")))
+    asked = asked_for(words(settings))
     existing_run(run)
     from diabolo import runs
     from diabolo.data import load
@@ -60,7 +63,7 @@ def measure(
     fixed = load_features(name)
     dataset = load(opened.config.data.name, opened.config.data.params, options.access())
     with progress() as shown:
-        found = _measured(opened, dataset, fixed, name, n, seed, where, shown)
+        found = _measured(opened, asked, dataset, fixed, name, n, seed, where, shown)
     runs.write_json(run / "samples.json", found)
     return Answer(data=found) if as_json else Answer((*_told(found), f"samples: {run / 'samples.json'}"))
 
@@ -77,16 +80,25 @@ def _default(run: Run) -> str:
 
 
 def _measured(
-    run: Run, dataset: Dataset, features: Any, name: str, n: int | None, seed: int, device: Any, shown: Progress
+    run: Run,
+    asked: Asked,
+    dataset: Dataset,
+    features: Any,
+    name: str,
+    n: int | None,
+    seed: int,
+    device: Any,
+    shown: Progress,
 ) -> dict[str, Any]:
     """The table of a run's samples and of the sets that they are to be read by, as `sampling_table.measure` gives it."""
-    from diabolo import sampling, sampling_table
+    from diabolo import fitted, sampling, sampling_table
     from diabolo.data import Loader
 
     run.check_data(dataset)
     sampling.check_levels(dataset.spec)
     n = sampling_table.usual_n(dataset, n)
-    samples = sampling.draw(run, n, seed, device=device, progress=shown)
+    prior, classes = fitted.chosen(run, asked.prior), class_numbers(run, asked.classes, n, whole=True)
+    samples = sampling.draw(run, n, seed, classes, asked.guidance, prior=prior, device=device, progress=shown)
     loader, labels = Loader(dataset, "test", device), dataset.test.labels
     index = sampling_table.chosen(n, len(dataset.test), seed, "reconstructions")
     again = sampling.reconstruct(run, loader, index, device=device, progress=shown)
@@ -95,10 +107,10 @@ def _measured(
         sampling_table.floor(dataset, n, seed),
         sampling_table.ImageSet("reconstructions", "reconstructions", again, None if labels is None else labels[index]),
         *sampling_table.closed_form(dataset, n, seed),
-        sampling_table.ImageSet(f"samples of {run.name}", "samples", samples),
+        sampling_table.ImageSet(f"samples of {run.name}", "samples", samples, classes),
     ]
     found = sampling_table.measure(sets, dataset, features, name, device=device, progress=shown)
-    found["about"] |= {"seed": seed, "weights_sha256": _weights(run), "drawn": "decoder means at z ~ p(z)"}
+    found["about"] |= {"seed": seed, "weights_sha256": _weights(run), "drawn": asked.sentence(prior)}
     return found
 
 

@@ -31,10 +31,16 @@ Words = Annotated[
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     classes: str | None
     guidance: float
     prior: str | None
+
+    def sentence(self, name: str) -> str:
+        """How images are drawn, from the prior called `name`."""
+        given = f"z ~ p(z | y), class {self.classes}, guidance {self.guidance:g}" if self.classes else "z ~ p(z)"
+        whence = "the model's own" if name == "own" else f"{name}, fitted to the codes"
+        return f"decoder means, {given}; prior: {whence}"
 
 
 def sample(
@@ -55,34 +61,26 @@ def sample(
         raise UsageError(f"--out {out} is a folder", "Samples are one PNG file.")
     if not temperature > 0:
         raise UsageError(f"--temperature {temperature} is refused", "It must be greater than 0.")
-    asked = _asked(words(settings))
+    asked = asked_for(words(settings))
     existing_run(run)
-    from diabolo import fitted
-    from diabolo.pictures import drawn, sample_grid
+    from diabolo import fitted, sampling
+    from diabolo.pictures import sample_grid
     from diabolo.runs import Run, write_bytes
 
     opened = Run(run)
     name = fitted.chosen(opened, asked.prior)
-    y = _classes(opened, asked.classes, n)
+    y = class_numbers(opened, asked.classes, n)
     count = n if y is None else len(y)
     model = fitted.model_of(opened, name)
-    if y is not None and not getattr(model.prior, "classes", 0):
-        raise UsageError(
-            f"the prior {name} knows no classes",
-            remedy=f"Fit one that does: diabolo fit-prior {run} prior=flow_matching",
-        )
-    images = drawn(model, y, n=count, seed=seed, temperature=temperature, guidance=asked.guidance)
+    images = sampling.means(model, count, seed, y, temperature=temperature, guidance=asked.guidance)
     target = out or run / "samples.png"
     write_bytes(target, sample_grid(images, math.ceil(math.sqrt(n)) if asked.classes != EACH else n))
-    whence = "its own" if name == fitted.OWN else f"{name}, fitted to the codes"
-    given = f", class {asked.classes}, guidance {asked.guidance:g}" if asked.classes else ""
     return Answer((
-        f"samples: {target}  (n = {count}, decoder means, z ~ prior ({whence}){given}, temperature {temperature:g}, "
-        f"seed {seed})",
+        f"samples: {target}  (n = {count}, {asked.sentence(name)}; temperature {temperature:g}, seed {seed})",
     ))
 
 
-def _asked(given: Mapping[str, str]) -> _Asked:
+def asked_for(given: Mapping[str, str]) -> Asked:
     """The settings, refused where they are none, before torch is imported."""
     for key in given:
         if key not in {"class", "guidance", "prior"}:
@@ -100,18 +98,23 @@ def _asked(given: Mapping[str, str]) -> _Asked:
             "Guidance pushes towards a class.",
             "Add class=NAME or class=each.",
         )
-    return _Asked(given.get("class"), guidance, given.get("prior"))
+    return Asked(given.get("class"), guidance, given.get("prior"))
 
 
-def _classes(run: Run, asked: str | None, n: int) -> Tensor | None:
-    """Class numbers of the images that are drawn."""
+def class_numbers(run: Run, asked: str | None, n: int, *, whole: bool = False) -> Tensor | None:
+    """Class numbers of the images that are drawn: n, or n of each class; with `whole` n in all, of each class in turn.
+
+    Raises:
+        UsageError: for a class that the run's data do not have.
+    """
     import torch
 
     if asked is None:
         return None
     known: Sequence[str] = run.env["data"]["spec"]["classes"]
     if asked == EACH and known:
-        return torch.arange(len(known)).repeat_interleave(n)
+        each = torch.arange(len(known))
+        return each.repeat(-(-n // len(known)))[:n] if whole else each.repeat_interleave(n)
     if asked not in known:
         raise UsageError(f"{run.path} knows no class {asked!r}", did_you_mean(asked, [*known, EACH]))
     return torch.full((n,), known.index(asked))
