@@ -34,7 +34,7 @@ def measured(preset: str, precision: str, compared: bool) -> dict[str, Any]:
     from diabolo.config import resolve
     from diabolo.data import Access
     from diabolo.progress import Progress
-    from diabolo.training import Trainer
+    from diabolo.training import Trainer, parts_of
 
     torch.set_num_threads(1)
     config = resolve(preset, [f"train.precision={precision}"]).config
@@ -43,7 +43,13 @@ def measured(preset: str, precision: str, compared: bool) -> dict[str, Any]:
     first: dict[str, float] = {}
     for name in rounds:
         trainer = Trainer(
-            config, dataset, Path(tempfile.mkdtemp()), torch.device("cpu"), Progress(), compiled=name == "compiled"
+            config,
+            dataset,
+            Path(tempfile.mkdtemp()),
+            torch.device("cpu"),
+            Progress(),
+            compiled=name == "compiled",
+            parts=parts_of(config, dataset),
         )
         trainer.journal = runs.Journal(trainer.path / "metrics.jsonl")
         trainer.step.train()

@@ -27,7 +27,7 @@ from diabolo.data.loader import Loader
 from diabolo.engine import environment
 from diabolo.progress import Progress
 from diabolo.step import Average
-from diabolo.training import Trainer
+from diabolo.training import Trainer, parts_of
 
 BOUNDS = {"float64": 1e-10, "float32": 1e-4}
 
@@ -36,7 +36,9 @@ def first_losses(preset: str, dtype: torch.dtype, steps: int) -> list[float]:
     config = resolve(preset, ["train.log_every=1", "train.clip=none"]).config
     dataset = data_module.load(config.data.name, config.data.params, Access(offline=True))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, dataset, Path(folder), torch.device("cpu"), Progress())
+        trainer = Trainer(
+            config, dataset, Path(folder), torch.device("cpu"), Progress(), parts=parts_of(config, dataset)
+        )
         trainer.model.to(dtype)
         if trainer.descent.average:
             trainer.descent.average = Average(trainer.model, config.train.ema)

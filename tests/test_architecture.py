@@ -251,10 +251,10 @@ def in_presets() -> set[tuple[str, str]]:
 
 @every_part
 def test_every_registered_name_stands_in_a_preset_or_a_contract_test(slot, name):
-    """Every metric is in every evaluation, which the contract tests read."""
+    """Every metric is in every evaluation, which the contract tests read; test_features goes through all features."""
     contracts = {("likelihood", key) for key in DATA} | {("objective", key) for key in OBJECTIVES}
     contracts |= {("network", key) for key in NETWORKS}
-    assert slot == "metric" or (slot, name) in in_presets() | contracts | ELSEWHERE.keys()
+    assert slot in {"metric", "features"} or (slot, name) in in_presets() | contracts | ELSEWHERE.keys()
 
 
 @every_part

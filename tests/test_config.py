@@ -345,6 +345,32 @@ def test_whole_numbers_serve_as_floats_and_not_the_other_way():
             convert(value, annotation, "a")
 
 
+def test_a_latent_is_a_number_or_the_shape_of_a_grid():
+    for text, latent in (("20", 20), ("8,4,2", (8, 4, 2)), ("(8, 4, 2)", (8, 4, 2)), ("[8,4,2]", (8, 4, 2))):
+        config = resolve("vae", [f"model.latent={text}"]).config
+        assert config.model.latent == latent
+        assert from_dict(json.loads(json.dumps(config.to_dict()))).config == config
+    assert resolve("cifar10-sharp").config.model.latent == (8, 8, 8)  # a list in TOML
+
+
+@pytest.mark.parametrize(
+    ("given", "shown", "why"),
+    [
+        ("0", "0", "It must be at least 1."),
+        ("8,8", "8,8", "channels, height and width"),
+        ("2,2,2,2", "2,2,2,2", "channels, height and width"),
+        ("8,0,8", "8,0,8", "Each must be at least 1."),
+        ("8,-1,8", "8,-1,8", "Each must be at least 1."),
+        ("8,a,8", "8,a,8", "a whole number or whole numbers with commas"),
+        ("8x8x8", "8x8x8", "a whole number or whole numbers with commas"),
+    ],
+)
+def test_a_latent_that_is_neither_is_refused(given, shown, why):
+    with pytest.raises(UsageError) as caught:
+        resolve("vae", [f"model.latent={given}"])
+    assert str(caught.value).startswith(f"model.latent={shown} is refused") and why in str(caught.value)
+
+
 def test_lists_of_whole_numbers():
     text = config_module._Text
     assert convert([1, 2], "tuple[int, ...]", "a") == convert(text("1,2"), "tuple[int, ...]", "a") == (1, 2)

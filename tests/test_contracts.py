@@ -36,7 +36,7 @@ from diabolo.probing import StandIn
 from diabolo.progress import Progress
 from diabolo.report import write_run_report
 from diabolo.step import Average
-from diabolo.training import InterruptedRun, Trainer, resume, train
+from diabolo.training import InterruptedRun, Trainer, parts_of, resume, train
 from known import model_config, tiny_images, tiny_vectors
 from undrawn import undrawn
 
@@ -58,13 +58,17 @@ DATA = {
 }
 #: Those that ask several numbers of the decoder for each value, which a `tied` one does not have.
 SEVERAL = {"gaussian_per_pixel", "discretized_logistic_mixture", "categorical"}
-#: Encoder and decoder of each network; `layer` and `tied` map vectors of any kind, `conv` images alone.
+#: Encoder and decoder of each network; `layer` and `tied` map vectors of any kind, `conv` and `resnet` images alone.
 NETWORKS: dict[str, tuple[str, str]] = {
     "mlp": ("mlp", "mlp"),
     "conv": ("conv", "conv"),
     "layer": ("layer", "mlp"),
     "tied": ("layer", "tied"),
+    "resnet": ("resnet", "resnet"),
 }
+#: Parameters of networks whose defaults are for larger images, and the latent of one that makes grids.
+PARAMETERS: dict[str, dict[str, Any]] = {"resnet": {"widths": (4,)}}
+LATENT = {"resnet": (3, 2, 2)}
 OBJECTIVES: dict[str, list[dict[str, Any]]] = {
     "elbo": [{"name": "elbo"}, {"name": "elbo", "beta": 4.0, "warmup_steps": 2}],
     "iwae": [{"name": "iwae", "samples": 3}, {"name": "iwae", "samples": 3, "gradient": "dreg"}],
@@ -101,7 +105,7 @@ def makes_sense(posterior: str, prior: str, likelihood: str, objective: str) -> 
 
 
 def data_for(network: str, likelihood: str) -> Dataset:
-    return tiny_images() if network == "conv" and DATA[likelihood] is tiny_vectors else DATA[likelihood]()
+    return tiny_images() if network in {"conv", "resnet"} and DATA[likelihood] is tiny_vectors else DATA[likelihood]()
 
 
 SMALL = Settings(k=20, images=6, elbo_samples=3, curve_k=(1, 4), curve_images=4)
@@ -121,9 +125,9 @@ def test_every_parameter_gets_a_gradient_and_terms_have_their_shapes(combination
     dataset = data_for(network, likelihood)
     encoder, decoder = NETWORKS[network]
     parts = {
-        "latent": 3,
-        "encoder": {"name": encoder},
-        "decoder": {"name": decoder},
+        "latent": LATENT.get(network, 3),
+        "encoder": {"name": encoder, **PARAMETERS.get(network, {})},
+        "decoder": {"name": decoder, **PARAMETERS.get(network, {})},
         "posterior": {"name": posterior},
         "prior": {"name": prior},
         "likelihood": {"name": likelihood, **NEEDED.get((chosen["name"], likelihood), {})},
@@ -139,6 +143,7 @@ def test_every_parameter_gets_a_gradient_and_terms_have_their_shapes(combination
             check_objective(model, objective)
         return
     check_objective(model, objective)
+    awaken(model)
     x = next(Loader(dataset, "train").shuffled(5, 0, 1)).x
     inference = model(x, samples=4)
     assert inference.likelihood.batch_shape == (4, 5)
@@ -156,6 +161,13 @@ def test_every_parameter_gets_a_gradient_and_terms_have_their_shapes(combination
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def awaken(model: torch.nn.Module) -> None:
+    """Give a normalisation that starts at scale 0, so that its block is the identity, a scale: nothing before it learns yet."""
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(part.weight)
 
 
 def test_every_registered_part_has_a_case_here():
@@ -221,6 +233,8 @@ def test_a_loaded_model_gives_the_same_numbers_in_any_batch(network, tmp_path):
     encoder, decoder = NETWORKS[network]
     tied = ("model.posterior=dirac", "model.prior=none", "objective=reconstruction")
     overrides = [f"model.encoder={encoder}", f"model.decoder={decoder}", "train.epochs=2", "train.batch=16"]
+    if network == "resnet":
+        overrides += ["model.latent=3,2,2", "model.encoder.widths=4", "model.decoder.widths=4"]
     dataset = tiny_images(80)
     config = resolve("vae", [*overrides, *(tied if network == "tied" else ())]).config
     run = train(config, out=tmp_path / "run", data=dataset, device="cpu")
@@ -348,6 +362,7 @@ def test_every_preset_trains_two_steps_is_evaluated_and_reported(preset, monkeyp
     labelled = {"linear_probe", "nearest_neighbour"} if dataset.test.labels is not None else set()
     bounded = config.objective.name != "reconstruction"
     means, more = (MEANS, {"kl_per_dimension", "active_units", "log_p_curve"}) if bounded else (WITHOUT_BOUND, set())
+    more = more | ({"kl_per_channel"} if bounded and isinstance(config.model.latent, tuple) else set())
     of_images = measured_of_images(config, dataset, bounded)
     assert set(written) == means | labelled | more | of_images | {"about", "pca"}
     for name in means | labelled | of_images | (more & {"active_units"}):
@@ -1022,7 +1037,17 @@ def test_trainer_steps_are_a_function_of_seed_and_step(tmp_path):
     """Two trainers at the same position take the same step, whatever was drawn in between."""
     dataset = small_data()
     with own_randomness(torch.device("cpu")):
-        pair = [Trainer(small_config(), dataset, tmp_path, torch.device("cpu"), Progress()) for _ in range(2)]
+        pair = [
+            Trainer(
+                small_config(),
+                dataset,
+                tmp_path,
+                torch.device("cpu"),
+                Progress(),
+                parts=parts_of(small_config(), dataset),
+            )
+            for _ in range(2)
+        ]
         x = next(Loader(dataset, "train").shuffled(10, 0, 1)).x
         for trainer in pair:
             trainer.journal = runs.Journal(tmp_path / "metrics.jsonl")

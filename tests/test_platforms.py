@@ -42,6 +42,7 @@ COMMANDS: list[tuple[int, tuple[str, ...]]] = [
     (0, ("doctor", "RUN")),
     (0, ("linear", "digits")),
     (2, ("linear", "digits", "ODD=1")),
+    (2, ("measure", "RUN", "--features", "ODD")),
     (0, ("list",)),
     (0, ("config", "vae", "objective.beta=4")),
     (0, ("data", "list")),

@@ -19,7 +19,15 @@ from diabolo.chapters.mnist_article import PUBLISHED
 from diabolo.data.catalogue import COLLECTIONS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/data.md", "docs/decisions.md")
+DOCUMENTS = (
+    "README.md",
+    "README.zh-CN.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/data.md",
+    "docs/features.md",
+    "docs/decisions.md",
+)
 LIBRARY = re.compile(r"diabolo\.train\(")
 COMPONENT = re.compile(r"@register\(")
 
@@ -203,7 +211,7 @@ def test_the_kept_verifications_of_cifar10_failed_nothing_but_what_is_said(tool,
 def test_every_verb_is_named():
     text = text_of("README.md")
     verbs = [name for name in cli.app if not name.startswith("-")]
-    assert len(verbs) == 22
+    assert len(verbs) == 23
     assert [
         verb for verb in verbs if not re.search(rf"`(diabolo )?{verb}\b|^diabolo {verb}\b", text, re.MULTILINE)
     ] == []

@@ -537,7 +537,7 @@ def test_parameter_counts_of_the_article():
 
     for (h, d), count in {(400, 20): 973_624, (200, 20): 407_224, (400, 10): 961_604}.items():
         assert mnist_notes.parameters(config(h, d)) == count
-    assert report.layers(config(400, 20), 784) == [
+    assert report.layers(config(400, 20), (1, 28, 28)) == [
         ("data x", 784),
         ("encoder, relu", 400),
         ("encoder, relu", 400),
@@ -547,7 +547,7 @@ def test_parameter_counts_of_the_article():
         ("mean of p(x|z)", 784),
     ]
     convolutional = {"latent": 2, "encoder": {"name": "conv"}, "decoder": {"name": "conv"}}
-    assert report.layers({"model": convolutional}, 784) is None
+    assert report.layers({"model": convolutional}, (1, 28, 28)) is None
 
 
 def test_numbers_as_text():

@@ -29,8 +29,9 @@ from diabolo.options import existing_run as _existing_run
 from diabolo.options import import_modules as _import
 from diabolo.options import k_or_se as _k_or_se
 from diabolo.options import say as _say
+from diabolo.prior_config import is_fit
 from diabolo.progress import Progress
-from diabolo.verbs import packing
+from diabolo.verbs import packing, priors
 
 if TYPE_CHECKING:
     from diabolo.data import Dataset
@@ -91,6 +92,8 @@ def train(
     if smoke:
         overrides = _smoke_overrides(overrides, time, resume)
     access, limit = options.access(), math.inf if time is None else durations.seconds(time)
+    if resume is not None and not (preset or overrides or out) and is_fit(resume):
+        return _show(priors.resumed(resume, options, device, limit, as_json))
     choice = _choice(preset, overrides, out, resume)
     if choice:
         preset, overrides = choices.PRESET, choice.overrides
@@ -156,37 +159,6 @@ def evaluate(
         print(f"evaluation: {run / 'evaluation.json'}")
         if (run / "report.html").exists():
             _say(f"the report shows the evaluation before this one; write it again with: diabolo report {run}")
-    return 0
-
-
-@app.command
-def sample(
-    run: RunPath,
-    /,
-    *,
-    n: Annotated[int, Parameter(help="How many images.")] = 64,
-    seed: int = 0,
-    temperature: Annotated[float, Parameter(help="Spread of z: 1 is the prior itself.")] = 1.0,
-    import_: Imports = (),
-    out: Annotated[Path | None, Parameter(help="The PNG file; samples.png in the run directory.")] = None,
-) -> int:
-    """Draw z from the prior and write a grid of decoder means as a PNG."""
-    _import(import_)
-    if n < 1:
-        raise UsageError(f"--n {n} is refused", "It must be at least 1.")
-    if seed < 0:
-        raise UsageError(f"--seed {seed} is refused", "It must be at least 0.")
-    if out is not None and out.is_dir():
-        raise UsageError(f"--out {out} is a folder", "Samples are one PNG file.")
-    if not temperature > 0:
-        raise UsageError(f"--temperature {temperature} is refused", "It must be greater than 0.")
-    _existing_run(run)
-    from diabolo.pictures import sample_grid
-    from diabolo.runs import Run, write_bytes
-
-    target = out or run / "samples.png"
-    write_bytes(target, sample_grid(Run(run).model(), n=n, seed=seed, temperature=temperature))
-    print(f"samples: {target}  (n = {n}, decoder means, z ~ prior, temperature {temperature:g}, seed {seed})")
     return 0
 
 

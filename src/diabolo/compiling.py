@@ -59,15 +59,26 @@ def compiles(
     """
     policy = config.train.compile
     hindrance = "its objective differentiates inside the step" if eager else _no_compiler(device)
-    if policy == "on" and hindrance:
-        raise UsageError(
-            "train.compile=on is refused", f"{hindrance[0].upper()}{hindrance[1:]}.", "Take train.compile=auto."
-        )
+    _refuse_on(policy, hindrance)
     if policy != "auto" or hindrance:
         return policy == "on"
     if seconds * _RATE < REPAYS or _PASSES * _at_most(config, spec) * steps < REPAYS:
         return False  # without counting, which takes a second
     return _PASSES * forward_operations(config, spec) * steps >= REPAYS  # never of NaN
+
+
+def repays(policy: str, operations: float, device: torch.device) -> bool:
+    """Whether a step is compiled under a policy, in work of at least so many operations; `on` where nothing can be is refused."""
+    hindrance = _no_compiler(device)
+    _refuse_on(policy, hindrance)
+    return policy == "on" or (policy == "auto" and not hindrance and operations >= REPAYS)
+
+
+def _refuse_on(policy: str, hindrance: str) -> None:
+    if policy == "on" and hindrance:
+        raise UsageError(
+            "train.compile=on is refused", f"{hindrance[0].upper()}{hindrance[1:]}.", "Take train.compile=auto."
+        )
 
 
 def _at_most(config: RunConfig, spec: DataSpec) -> float:

@@ -34,6 +34,7 @@ from diabolo.images_metrics import mean_squared_errors, psnr
 from diabolo.inspection import Examples
 from diabolo.metrics import examples_at_a_time
 from diabolo.models.autoencoder import Autoencoder
+from diabolo.models.grids import vectors
 from diabolo.runs import Run, sha256, spec_from_dict, write_bytes
 
 #: Bits a dimension of a posterior without a spread, where none are asked for.
@@ -48,9 +49,9 @@ def codes(model: Autoencoder, loader: Loader) -> tuple[Codes, Codes | None]:
     means, deviations = [], []
     for batch in loader.ordered(BATCH):
         q = model.encode(batch.x)
-        means.append(q.mean.flatten(1).cpu().double())
+        means.append(vectors(q.mean).cpu().double())
         if model.posterior.density:
-            deviations.append(q.stddev.flatten(1).cpu().double().sum(0))
+            deviations.append(vectors(q.stddev).cpu().double().sum(0))
     found = torch.cat(means).numpy()
     return found, torch.stack(deviations).sum(0).numpy() / len(found) if deviations else None
 

@@ -52,7 +52,7 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The parts of a model; `latent` is the number of latent dimensions, or the shape (channels, height, width) of a grid of them."""
+    """The parts of a model; `latent` is the number of latent dimensions, or the shape (channels, height, width) of a grid."""
 
     latent: int | tuple[int, ...]
     encoder: Component
@@ -200,7 +200,7 @@ def parameter_of(config: RunConfig, path: str) -> Parameter:
     """
     schema = _schema(flatten(config.to_dict()))
     if _path(path) not in schema:
-        raise _unknown(path, list(schema))
+        raise unknown_key(path, list(schema))
     return schema[_path(path)]
 
 
@@ -242,6 +242,15 @@ def _spelled_out(text: str) -> Sequence[str]:
     return f"data={name}", f"data.path={Path(path).expanduser().absolute() if path else ''}"
 
 
+def words(overrides: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as {key: text to be read by its parameter's type}; the last word on a key counts.
+
+    Raises:
+        UsageError: for a word that is none.
+    """
+    return {key: _Text(value) for key, value in map(_split, overrides)}
+
+
 def _split(text: str) -> tuple[str, str]:
     path, sign, value = text.partition("=")
     if not sign or not path:
@@ -264,7 +273,7 @@ def _build(given: dict[str, Any], origins: dict[str, str], preset: str) -> Resol
     schema = _schema(given)
     for path in given:
         if path not in schema:
-            raise _unknown(path, list(schema))
+            raise unknown_key(path, list(schema))
     values = {}
     for path, parameter in schema.items():
         if path in given:
@@ -273,7 +282,7 @@ def _build(given: dict[str, Any], origins: dict[str, str], preset: str) -> Resol
             raise UsageError(f"{path} is missing", f"It has no default ({parameter.type}).", f"Add {path}=VALUE.")
         else:
             values[path] = parameter.default
-    _check_bounds(values)
+    check_bounds(values)
     resolved_origins = {path: origins.get(path, "default") for path in schema}
     return Resolved(_assemble(values, preset), MappingProxyType(resolved_origins))
 
@@ -297,7 +306,8 @@ def _schema(given: Mapping[str, Any]) -> dict[str, Parameter]:
     return paths | {"seed": Parameter("seed", "int", 0)}
 
 
-def _unknown(path: str, accepted: list[str]) -> UsageError:
+def unknown_key(path: str, accepted: list[str]) -> UsageError:
+    """The refusal of a key that a configuration does not have, with the nearest one that it has."""
     keys = [key.removesuffix(".name") for key in accepted]
     parent = path.rpartition(".")[0]
     near = [key for key in keys if parent and key.startswith(parent + ".")] or keys
@@ -382,6 +392,7 @@ def _scalar(value: Any, option: str, text: bool) -> Any:
 
 def _describe(annotation: str) -> str:
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word", "None": "none"}
+    words |= {"tuple[int, ...]": "whole numbers with commas between"}
 
     def one(option: str) -> str:
         if option.startswith("Literal["):
@@ -414,18 +425,33 @@ _AT_LEAST: dict[str, float] = {
     "objective.probes": 1,
     "data.validation": 0,
     "seed": 0,
+    "prior.width": 1,
+    "prior.depth": 1,
+    "prior.heads": 1,
+    "prior.patch": 1,
+    "prior.steps": 1,
+    "prior.layers": 1,
+    "prior.components": 1,
     "data.examples": 1,
     "data.size": 0,
 }
 _POSITIVE = ("train.lr", "train.clip", "model.likelihood.scale", "data.sigma")
 
 
-def _check_bounds(values: Mapping[str, Any]) -> None:
+def check_bounds(values: Mapping[str, Any]) -> None:
+    """Refuse numbers that are out of range.
+
+    Raises:
+        UsageError: naming the path and the limit.
+    """
     for path, least in _AT_LEAST.items():
         given = values.get(path)
         if given is not None and min(given if isinstance(given, tuple) else (given,), default=least - 1) < least:
-            raise UsageError(f"{path}={given} is refused", f"It must be at least {least:g}.")
-    latent = values["model.latent"]
+            shown = ",".join(map(str, given)) if isinstance(given, tuple) else given
+            raise UsageError(
+                f"{path}={shown} is refused", f"{'Each' if shown != given else 'It'} must be at least {least:g}."
+            )
+    latent = values.get("model.latent")
     if isinstance(latent, tuple) and len(latent) not in {1, 3}:
         raise UsageError(
             f"model.latent={','.join(map(str, latent))} is refused",

@@ -15,6 +15,8 @@ from diabolo.data import Access, Dataset
 from diabolo.engine import own_randomness, pick_device
 from diabolo.examination import Examination, NotFinite, Unreachable
 from diabolo.findings import CHECKS, Check, Diagnosis, Finding, Outcome, Remark, Sound, Unchecked, check
+from diabolo.listings import plain
+from diabolo.models.grids import shape_of
 from diabolo.recorded import shown_k
 from diabolo.runs import Run
 
@@ -256,12 +258,18 @@ def latent_size(e: Examination) -> Outcome:
     if used >= USED_SHARE * of or of - used < IDLE:
         return Sound("latent size", measured, f"a finding below {USED_SHARE:.0%}, with {IDLE} or more idle")
     why = f"The other {of - used} carry noise that the decoder has to ignore; they cost parameters and slow training."
-    return Finding("latent size", measured, why, _again(e, f"model.latent={_roomy(used)}"), "moderate")
+    return Finding("latent size", measured, why, _smaller_latent(e, used), "moderate")
 
 
-def _roomy(used: int) -> int:
-    """Half as many again as are used, in steps of 4."""
-    return 4 * math.ceil(1.5 * used / 4)
+def _smaller_latent(e: Examination, used: int) -> str:
+    """Half as many dimensions again as are used, in steps of 4; of a grid, as few channels as hold them."""
+    channels, *sides = shape_of(e.config.model.latent)
+    if not sides:
+        return _again(e, f"model.latent={4 * math.ceil(1.5 * used / 4)}")
+    enough = math.ceil(1.5 * used / math.prod(sides))
+    if enough < channels:
+        return _again(e, f"model.latent={plain((enough, *sides))}")
+    return "Train again with a smaller grid: one number more in the widths of both networks halves its sides."
 
 
 # ------------------------------------------------------------------------------------------------ too much, too little
@@ -293,11 +301,18 @@ def _against_overfitting(e: Examination) -> str:
     kept = () if e.config.train.keep == "best" else ("train.keep=best", "train.curve=validation")
     if kept and e.dataset.validation is not None:
         return f"More training examples; with these, keep the best epoch: {_again(e, *kept)}"
-    width = e.config.model.decoder.params.get("width")
-    smaller = (
-        () if width is None else tuple(f"model.{part}.width={max(1, width // 4)}" for part in ("encoder", "decoder"))
-    )
+    networks = {"encoder": e.config.model.encoder.params, "decoder": e.config.model.decoder.params}
+    smaller = [
+        f"model.{part}.{key}={plain(_quarter(params[key]))}"
+        for part, params in networks.items()
+        for key in ("width", "widths")
+        if key in params
+    ]
     return f"More training examples; with these, a smaller model: {_again(e, *smaller)}"
+
+
+def _quarter(width: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    return max(1, width // 4) if isinstance(width, int) else tuple(max(1, each // 4) for each in width)
 
 
 @check("trained too short")

@@ -39,6 +39,7 @@ from diabolo.metrics import (
 )
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.distributions import keyed_sample
+from diabolo.models.grids import vectors
 from diabolo.models.objectives import log_mean_exp
 from diabolo.options import k_or_se
 from diabolo.progress import Progress
@@ -229,6 +230,7 @@ def gather(
         dimensions=dataset.spec.dimensions,
         pixels=_levels(dataset.spec),
         density=_density(model),
+        event=tuple(model.decoder.in_shape),  # type: ignore[arg-type]
         **{**whole, **spread, **sampled, **probes},
     )
     return evidence, clock.laps
@@ -297,7 +299,7 @@ def _bounded(model: Autoencoder, x: Tensor, index: Sequence[int], samples: int, 
         "mse_mean": float64(mean_squared_error(at_mean, x))[0],
         "at_mean": at_mean.mean[0],
         "mse_sample": float64(mean_squared_error(inference.likelihood, x)).mean(0),
-        "mean": float64(latent.posterior.mean).flatten(1),
+        "mean": vectors(float64(latent.posterior.mean)),
     }
     per_dimension = _kl_per_dimension(latent.posterior, latent.prior)
     return row if per_dimension is None else {**row, "kl_per_dimension": per_dimension}
@@ -312,7 +314,7 @@ def _unbounded(model: Autoencoder, x: Tensor, index: Sequence[int], samples: int
         "distortion": -float64(decoded.log_prob(x)).mean(0),
         "mse_mean": float64(mean_squared_error(at_mean, x))[0],
         "at_mean": at_mean.mean[0],
-        "mean": float64(q.mean).flatten(1),
+        "mean": vectors(float64(q.mean)),
     }
     return {**row, "mse_sample": float64(mean_squared_error(decoded, x)).mean(0)} if drawn else row
 
@@ -320,7 +322,7 @@ def _unbounded(model: Autoencoder, x: Tensor, index: Sequence[int], samples: int
 def _kl_per_dimension(q: Any, p: Any) -> Tensor | None:
     if not (isinstance(q, Independent) and isinstance(q.base_dist, Normal) and isinstance(p, Independent)):
         return None
-    return float64(kl_divergence(q.base_dist, p.base_dist)).flatten(1)  # (B, d)
+    return vectors(float64(kl_divergence(q.base_dist, p.base_dist)))  # (B, d)
 
 
 def _calibration(
@@ -457,7 +459,7 @@ def _probe_inputs(model: Autoencoder, dataset: Dataset, device: torch.device) ->
         return {}
     loader = Loader(dataset, "train", device)
     chosen = stratified(labels, len(loader), min(PROBED, len(loader)), fold(0, "probes"))
-    means = [float64(model.encode(batch.x).mean).flatten(1) for batch in loader.ordered(2 * BATCH, indices=chosen)]
+    means = [vectors(float64(model.encode(batch.x).mean)) for batch in loader.ordered(2 * BATCH, indices=chosen)]
     return {"train_mean": torch.cat(means), "train_labels": labels[chosen]}
 
 

@@ -27,6 +27,7 @@ from diabolo.metrics import ACTIVE_VARIANCE, examples_at_a_time, float64, keyed_
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.build import build_model, build_objective
 from diabolo.models.distributions import unchecked
+from diabolo.models.grids import vectors
 from diabolo.models.likelihoods import Likelihood
 from diabolo.runs import Run, sha256
 from diabolo.seeds import fold
@@ -219,10 +220,10 @@ class Examination:
         with unchecked(), watched(model) as layers, own_randomness(self.device):
             size = examples_at_a_time(model, loader.values.shape[1], evaluation.BATCH)
             for batch in loader.ordered(size, _chosen(len(loader), EXAMPLES)):
-                terms = keyed_terms(model, objective, batch.x, batch.index.tolist(), fold(0, "doctor", "noise"))
+                terms = keyed_terms(model, objective, batch, fold(0, "doctor", "noise"))
                 kept = {name: float64(terms[name]) for name in ("loss", "rate") if name in terms}
                 q = model.encode(batch.x)
-                parts.append(kept | {"mean": float64(q.mean).flatten(1)} | _parted(q, model.prior(None, model.encode)))
+                parts.append(kept | {"mean": vectors(float64(q.mean))} | _parted(q, model.prior(None, model.encode)))
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if not all(t.isfinite().all() for t in whole.values()):
             raise NotFinite(f"the model gives values that are not finite on the {split} split")
@@ -249,7 +250,7 @@ def _chosen(total: int, count: int) -> Tensor:
 def _parted(q: Any, p: Any) -> dict[str, Tensor]:
     """KL(q || p) of each latent dimension, (B, d), where both are independent Gaussians."""
     normal = all(isinstance(d, Independent) and isinstance(d.base_dist, Normal) for d in (q, p))
-    return {"kl": float64(kl_divergence(q.base_dist, p.base_dist)).flatten(1)} if normal else {}
+    return {"kl": vectors(float64(kl_divergence(q.base_dist, p.base_dist)))} if normal else {}
 
 
 # ------------------------------------------------------------------------------------------------ activations

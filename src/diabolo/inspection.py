@@ -31,6 +31,7 @@ from diabolo.engine import own_randomness
 from diabolo.errors import DataError, DiaboloError, UsageError
 from diabolo.metrics import examples_at_a_time, float64, keyed_inference
 from diabolo.models.autoencoder import Autoencoder
+from diabolo.models.grids import vectors
 from diabolo.pictures import random_examples
 from diabolo.plots import image_png
 from diabolo.progress import Progress
@@ -223,8 +224,8 @@ def _evaluated(run: Run, samples: int) -> Tensor | None:
 
 @torch.no_grad()
 def embed(model: Autoencoder, loader: Loader) -> Tensor:
-    """The posterior means (N, d) of a loader's examples, in their order."""
-    return torch.cat([model.encode(batch.x).mean.flatten(1).cpu() for batch in loader.ordered(evaluation.BATCH)])
+    """The posterior means (N, *event) of a loader's examples, in their order."""
+    return torch.cat([model.encode(batch.x).mean.cpu() for batch in loader.ordered(evaluation.BATCH)])
 
 
 def write_scores(path: Path, scores: Scores) -> None:
@@ -234,14 +235,16 @@ def write_scores(path: Path, scores: Scores) -> None:
 
 
 def write_codes(path: Path, codes: Tensor) -> None:
-    """Write codes (N, d): .npz with `mean` and `index`, or .csv with the columns index, z0, z1, ..."""
+    """Write codes (N, *event): .npz with `mean` and `index`, or .csv with the columns index, z0, z1, ..., those of a grid in the
+    order channel, row, column."""
     if path.suffix.lower() == ".npz":
         buffer = io.BytesIO()
         np.savez(buffer, index=np.arange(codes.shape[0]), mean=codes.numpy())
         write_bytes(path, buffer.getvalue())
         return
-    rows = [(str(i), *(f"{value:.9g}" for value in values)) for i, values in enumerate(codes.tolist())]
-    write_bytes(path, _csv(("index", *(f"z{j}" for j in range(codes.shape[1]))), rows))
+    flat = vectors(codes)
+    rows = [(str(i), *(f"{value:.9g}" for value in values)) for i, values in enumerate(flat.tolist())]
+    write_bytes(path, _csv(("index", *(f"z{j}" for j in range(flat.shape[1]))), rows))
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
@@ -272,21 +275,23 @@ def interpolations(model: Autoencoder, loader: Loader, *, steps: int, pairs: int
 
 
 @torch.no_grad()
-def traversals(model: Autoencoder, codes: Tensor, *, steps: int, span: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(d, steps, C, H, W): decoder means as one latent dimension goes from -span to span prior standard deviations, the others at
-    the prior's mean; without a prior, mean and standard deviation are those of the codes. Rows in order of Var_x(mu_j) over
-    `codes` (N, d), largest first; also that order and those variances."""
-    activity = codes.double().var(0)
+def traversals(
+    model: Autoencoder, codes: Tensor, *, steps: int, span: float, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(r, steps, C, H, W): decoder means as one latent dimension goes from -span to span prior standard deviations, the others at
+    the prior's mean; without a prior, mean and standard deviation are those of the codes. A row for each of the r = min(rows, d)
+    dimensions of the largest Var_x(mu_j) over `codes` (N, *event), largest first; also the order of all d and their variances."""
+    activity = vectors(codes).double().var(0)
     order = activity.argsort(descending=True, stable=True)
     prior = model.prior()
-    shape = codes.shape[1:] if prior is None else prior.mean.shape
-    centre, spread = (codes.mean(0), codes.std(0)) if prior is None else (prior.mean.flatten(), prior.stddev.flatten())
-    flat = centre.expand(len(order), steps, -1).clone()  # (d, steps, d)
+    mean, spread = (codes.mean(0), codes.std(0)) if prior is None else (prior.mean, prior.stddev)
+    shown = order[:rows]
+    flat = mean.flatten().expand(len(shown), steps, -1).clone()  # (r, steps, d)
     moved = torch.linspace(-span, span, steps)
-    for row, j in enumerate(order.tolist()):
-        flat[row, :, j] += moved * spread[j]
-    z = flat.flatten(0, 1).unflatten(1, shape)
-    return model.decode(z[None]).mean[0].unflatten(0, (len(order), steps)), order, activity[order]
+    for row, j in enumerate(shown.tolist()):
+        flat[row, :, j] += moved * spread.flatten()[j]
+    z = flat.flatten(0, 1).unflatten(1, codes.shape[1:])
+    return model.decode(z[None]).mean[0].unflatten(0, (len(shown), steps)), order, activity[order]
 
 
 def grid(rows: Tensor) -> bytes:

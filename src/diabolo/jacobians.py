@@ -17,6 +17,7 @@ from diabolo.evaluation import BATCH
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.corruptions import corrupt
 from diabolo.models.distributions import unchecked
+from diabolo.models.grids import vectors
 from diabolo.seeds import fold, mix
 
 #: So many numbers of a Jacobian are held at a time.
@@ -69,7 +70,7 @@ def jacobians(model: Autoencoder, x: Tensor) -> Tensor:
         raise ValueError("a Jacobian of one image needs a model in evaluation mode: call model.eval()")
 
     def code(one: Tensor) -> Tensor:
-        return model.encode(one[None]).mean.flatten()
+        return vectors(model.encode(one[None]).mean)[0]
 
     with unchecked():  # torch.func cannot look at values, which the checks of a distribution do
         found: Tensor = torch.func.vmap(torch.func.jacrev(code))(x)
@@ -103,8 +104,8 @@ def robustness(model: Autoencoder, loader: Loader, *, level: float = 0.1, seed: 
     clean, noisy, keyed = [], [], fold(seed, "robustness")
     for batch in loader.ordered(BATCH):
         seeds = [mix(keyed, index) for index in batch.index.tolist()]
-        clean.append(model.encode(batch.x).mean.flatten(1).cpu().double())
-        noisy.append(model.encode(corrupt(batch.x, "gaussian", level, seeds)).mean.flatten(1).cpu().double())
+        clean.append(vectors(model.encode(batch.x).mean).cpu().double())
+        noisy.append(vectors(model.encode(corrupt(batch.x, "gaussian", level, seeds)).mean).cpu().double())
     before, moved = torch.cat(clean), (torch.cat(noisy) - torch.cat(clean)).norm(dim=1)
     share, spread = moved / before.norm(dim=1), moved / before.var(0).sum().sqrt()
     root = math.sqrt(len(moved))

@@ -151,4 +151,6 @@ def plain(value: Any) -> str:
     """A value as it would be written on the command line."""
     if value is None:
         return "none"
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(plain, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

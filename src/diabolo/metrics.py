@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,14 +17,20 @@ from torch.distributions import Distribution
 
 from diabolo.models.autoencoder import Autoencoder, Inference, Latent
 from diabolo.models.distributions import keyed_sample, unchecked
+from diabolo.models.grids import per_channel, per_position
 from diabolo.models.objectives import Objective, log_mean_exp
 from diabolo.registry import register
 from diabolo.seeds import mix
+
+if TYPE_CHECKING:
+    from diabolo.data.spec import Batch
 
 Entry = dict[str, Any]
 
 #: A latent dimension is used if its posterior mean varies by more than this over the data (Burda et al., 2016).
 ACTIVE_VARIANCE = 0.01
+#: Nats above which dimensions are counted by their rate.
+CARRIED = (0.01, 0.1)
 #: Values of x that one chunk of decoded samples may hold. On a processor 2^20, 1,337 images of 28x28, is where a large matrix
 #: product is fast and what the likelihood reads is still near; accelerators want larger pieces.
 CHUNK_VALUES = {"cpu": 2**20}
@@ -57,18 +63,17 @@ def summed_terms(model: Autoencoder, objective: Objective, batches: Any, seed: i
     with torch.no_grad():
         for batch in batches:
             count += batch.x.shape[0]
-            for name, value in keyed_terms(model, objective, batch.x, batch.index.tolist(), seed).items():
+            for name, value in keyed_terms(model, objective, batch, seed).items():
                 sums[name] = sums.get(name, 0.0) + float64(value).sum().item()
     return sums, count
 
 
-def keyed_terms(
-    model: Autoencoder, objective: Objective, x: Tensor, index: Sequence[int], seed: int
-) -> dict[str, Tensor]:
-    """The objective's terms of x (B, *data), past any warm-up, with noise that depends on (seed, index) alone, each (B,)."""
+def keyed_terms(model: Autoencoder, objective: Objective, batch: Batch, seed: int) -> dict[str, Tensor]:
+    """The objective's terms of a batch, past any warm-up, with noise that depends on (seed, index) alone, each (B,)."""
+    x, index = batch.x, batch.index.tolist()
     own = getattr(objective, "keyed", None)  # of one that changes its input or looks at more than the record
     if own is not None:
-        return dict(own(model, x, [mix(seed, i) for i in index]))
+        return dict(own(model, x, [mix(seed, i) for i in index], batch.y))
     inference = keyed_inference(model, x, index, int(getattr(objective, "samples", 1)), seed)
     return objective.terms(inference, x, _LAST_STEP)
 
@@ -191,6 +196,9 @@ class Evidence:
     dequantized_kl: Tensor | None = None  # (N,)
     train_variance: float | None = None  # of a Gaussian with one sigma: its dequantized error on the training split
     train_examples: int = 0  # that it is the mean of
+    event: tuple[
+        int, ...
+    ] = ()  # of z: (d,), or (channels, rows, columns) of a grid, whose d values are numbered in that order
 
     @property
     def error_unit(self) -> str:
@@ -231,10 +239,37 @@ def kl(e: Evidence) -> Entry | None:
 
 @register("metric", "kl_per_dimension")
 def kl_per_dimension(e: Evidence) -> Entry | None:
-    """The rate of each latent dimension, nats per example."""
+    """The rate of each latent dimension, nats per example: those of a grid in the order channel, row, column of its `shape`.
+
+    `above`: how many dimensions carry more than each of `CARRIED` nats.
+    """
     if e.kl_per_dimension is None:
         return None
-    return {"values": e.kl_per_dimension.mean(0).tolist(), "n": e.distortion.numel(), "unit": e.unit, "split": e.split}
+    values = e.kl_per_dimension.mean(0)
+    return {
+        "values": values.tolist(),
+        "shape": list(e.event),
+        "above": {f"{least:g}": int((values > least).sum()) for least in CARRIED},
+        "n": e.distortion.numel(),
+        "unit": e.unit,
+        "split": e.split,
+    }
+
+
+@register("metric", "kl_per_channel")
+def kl_per_channel(e: Evidence) -> Entry | None:
+    """The rate of each channel of a grid of codes, summed over its positions, and of each position, `positions`, a row of the
+    grid a list, summed over channels; nats per example. Absent for codes that are vectors."""
+    if e.kl_per_dimension is None or len(e.event) != 3:
+        return None
+    values = e.kl_per_dimension.mean(0)
+    return {
+        "values": per_channel(values, e.event).tolist(),
+        "positions": per_position(values, e.event).tolist(),
+        "n": e.distortion.numel(),
+        "unit": e.unit,
+        "split": e.split,
+    }
 
 
 @register("metric", "mse_mean")

@@ -14,6 +14,9 @@ from diabolo.plots import image_png
 from diabolo.report import Pictures
 from diabolo.seeds import fold
 
+#: Images that are drawn at a time, so that memory does not grow with their number.
+_DRAWN_TOGETHER = 500
+
 
 def shared_noise(n: int, latent: int, seed: int) -> Tensor:
     """n standard normal vectors (n, latent); a smaller latent gets the first coordinates of a larger one's."""
@@ -47,22 +50,41 @@ def _generated(model: Autoencoder, n: int, seed: int) -> Tensor | None:
     prior = model.prior()
     if prior is None:
         return None
-    z = prior.mean + prior.stddev * shared_noise(n, prior.mean.shape[0], seed)
+    noise = shared_noise(n, prior.event_shape.numel(), seed).unflatten(1, prior.event_shape)
+    z = prior.mean + prior.stddev * noise
     return model.decode(z[None]).mean[0]
 
 
-def sample_grid(model: Autoencoder, *, n: int, seed: int, temperature: float) -> bytes:
-    """A PNG of n decoder means at z ~ p(z), as near a square as n allows.
+def drawn(
+    model: Autoencoder, y: Tensor | None, *, n: int, seed: int, temperature: float = 1.0, guidance: float = 1.0
+) -> Tensor:
+    """n decoder means (n, *data) at z ~ p(z), or z ~ p(z | y) for classes y (n,); a function of the seed, n and y alone.
+
+    Raises:
+        UsageError: if the model has no prior, or its prior no guidance or temperature.
+    """
+    parts = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(seed, "sample"))
+        for start in range(0, n, _DRAWN_TOGETHER):
+            count = min(_DRAWN_TOGETHER, n - start)
+            classes = None if y is None else y[start : start + count]
+            try:
+                parts.append(model.sample(count, classes, temperature=temperature, guidance=guidance).mean[0])
+            except NotImplementedError as error:
+                raise UsageError("this prior cannot be drawn from so", str(error)) from error
+    return torch.cat(parts)
+
+
+def sample_grid(images: Tensor, columns: int = 0) -> bytes:
+    """A PNG of images (n, C, H, W) in rows of `columns`, or as near a square as n allows.
 
     Raises:
         UsageError: if the data are vectors rather than images.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold(seed, "sample"))
-        images = model.sample(n, temperature=temperature).mean[0]
     if images.ndim != 4:
         raise UsageError("this model's data are vectors, not images", "There is no picture of them.")
-    return image_png(images, columns=math.ceil(math.sqrt(n)))
+    return image_png(images, columns=columns or math.ceil(math.sqrt(len(images))))
 
 
 @torch.no_grad()

@@ -357,14 +357,41 @@ def _scatter(points: np.ndarray, labels: Tensor | None, x: str, y: str) -> Figur
     return figure
 
 
-def dimension_bars(kl: Sequence[float], y: str, series: int = 0) -> Figure:
-    """Draws KL(q(z_j | x) || p(z_j)) of each latent dimension (mean over examples), largest first; `y`: the unit."""
+#: More bars than these are drawn as one filled outline.
+_BARS = 64
+
+
+def dimension_bars(kl: Sequence[float], y: str, series: int = 0, x: str | None = None) -> Figure:
+    """Draws KL(q(z_j | x) || p(z_j)) of each latent dimension (mean over examples), largest first; `y`: the unit, `x`: what
+    stands in their place."""
     ordered = sorted(kl, reverse=True)
-    figure, axes = _axes(4.3, 2.6, say("latent dimension, largest first"), y)
-    axes.bar(range(1, len(ordered) + 1), ordered, color=colour(series), width=0.72)
+    figure, axes = _axes(4.3, 2.6, x or say("latent dimension, largest first"), y)
+    if len(ordered) > _BARS:
+        axes.stairs(ordered, np.arange(len(ordered) + 1) + 0.5, color=colour(series), fill=True)
+    else:
+        axes.bar(range(1, len(ordered) + 1), ordered, color=colour(series), width=0.72)
     axes.grid(False, axis="x")
     axes.set_xlim(0.3, len(ordered) + 0.7)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def position_maps(maps: np.ndarray, names: Sequence[str], unit: str, columns: int = 4) -> Figure:
+    """Draws values at the positions of a grid (maps, rows, columns), a named square a map, in one scale of colours from 0."""
+    columns = min(columns, len(maps))
+    rows = math.ceil(len(maps) / columns)
+    with matplotlib.rc_context(_PAGE_STYLE | {"axes.spines.top": True, "axes.spines.right": True}):
+        figure = Figure(figsize=(4.3, 0.7 + 3.2 * rows / columns), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, values, name in zip(grid.flat, maps, names):
+            image = axes.imshow(
+                values, vmin=0, vmax=max(float(maps.max()), 1e-12), cmap="viridis", interpolation="nearest"
+            )
+            axes.set(xticks=(), yticks=(), title=name)
+            axes.title.set_fontsize(10)
+        for axes in grid.flat[len(maps) :]:
+            axes.set_axis_off()
+        figure.colorbar(image, ax=grid, label=unit, shrink=0.9)
     return figure
 
 

@@ -36,6 +36,7 @@ from diabolo.data.spec import Batch
 from diabolo.metrics import decoded_rows, float64, importance_log_weights
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.distributions import keyed_sample, unchecked
+from diabolo.models.grids import vectors
 from diabolo.seeds import fold, mix
 
 #: What evaluation.json calls the two proposals.
@@ -117,7 +118,7 @@ class Fitted:
             z = keyed_sample(r, STARTS, [mix(own, i) for i in images])  # the same draws
             start = z[log_w.argmax(0), torch.arange(len(images))]
             self.draws += STARTS // 2 * len(images)
-            self.set(model, batch, float64(start).flatten(1), self.scale[self._rows(batch.index)], seed)
+            self.set(model, batch, vectors(float64(start)), self.scale[self._rows(batch.index)], seed)
 
     def set(self, model: Autoencoder, batch: Batch, loc: Tensor, scale: Tensor, seed: int) -> None:
         """Fit a batch of images, beginning at loc (B, d) and scale (B, d, d)."""
@@ -147,7 +148,7 @@ def fit_all(
     fitted = Fitted(index, like, torch.empty(size[:2], dtype=torch.float64), torch.empty(size, dtype=torch.float64))
     for batch in loader.ordered(_together(model, loader, 2 * d), indices=index):
         q = model.encode(batch.x)
-        fitted.set(model, batch, float64(q.mean).flatten(1), torch.diag_embed(float64(q.stddev).flatten(1)), seed)
+        fitted.set(model, batch, vectors(float64(q.mean)), torch.diag_embed(vectors(float64(q.stddev))), seed)
         advance(len(batch.x))
     return fitted
 

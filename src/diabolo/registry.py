@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from diabolo.errors import UsageError, did_you_mean
 
-SLOTS = ("dataset", "network", "posterior", "prior", "likelihood", "objective", "metric")
+SLOTS = ("dataset", "network", "posterior", "prior", "likelihood", "objective", "metric", "features")
 
 #: Parameters that `models/build.py` and `data/` fill in: shapes, the encoder whose weights a decoder shares, the number of
 #: training examples, how to reach the data.

@@ -6,12 +6,14 @@ makes it shorter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
@@ -19,6 +21,7 @@ from torch import Tensor
 from diabolo import language, plots, tables
 from diabolo.language import joined, say
 from diabolo.listings import kind_of_values
+from diabolo.models.grids import size_of, told
 from diabolo.recorded import known_again
 from diabolo.runs import Run, write_bytes
 from diabolo.tables import Reading
@@ -138,26 +141,42 @@ def _drawn(panel: Panel, lang: str) -> Markup:
     return Markup(plots.retold(str(panel.svg), panel.alt, panel.said, lang))
 
 
-def layers(config: Mapping[str, Any], dimensions: int) -> list[tuple[str, int]] | None:
-    """The layer sizes of a network whose encoder and decoder are MLPs, data to data; None for any other network."""
+def layers(config: Mapping[str, Any], shape: Sequence[int]) -> list[tuple[str, int]] | None:
+    """The layer sizes of a network whose encoder and decoder are MLPs, or residual networks, for data of `shape`, data to data;
+    None for any other network."""
     model = config["model"]
-    if any(model[part].get("name") != "mlp" for part in ("encoder", "decoder")):
+    between = {"mlp": _mlp_layers, "resnet": _resnet_layers}
+    names = {model[part].get("name") for part in ("encoder", "decoder")}
+    if len(names) > 1 or not names <= set(between):
         return None
-    encoder, decoder = model["encoder"], model["decoder"]
+    before, after = between[names.pop()](model["encoder"], model["decoder"], shape)
+    latent, dimensions = (say("latent z"), size_of(model["latent"])), math.prod(shape)
+    return [(say("data x"), dimensions), *before, latent, *after, (say("mean of p(x|z)"), dimensions)]
+
+
+Sizes = list[tuple[str, int]]
+
+
+def _mlp_layers(encoder: Mapping[str, Any], decoder: Mapping[str, Any], shape: Sequence[int]) -> tuple[Sizes, Sizes]:
     reads = say("encoder, {activation}", activation=encoder.get("activation", "relu"))
     writes = say("decoder, {activation}", activation=decoder.get("activation", "relu"))
-    return [
-        (say("data x"), dimensions),
-        *[(reads, encoder["width"])] * encoder["depth"],
-        (say("latent z"), model["latent"]),
-        *[(writes, decoder["width"])] * decoder["depth"],
-        (say("mean of p(x|z)"), dimensions),
-    ]
+    return [(reads, encoder["width"])] * encoder["depth"], [(writes, decoder["width"])] * decoder["depth"]
 
 
-def architecture(key: str, reading: Reading, dimensions: int) -> Panel | None:
-    """The network drawn from its layer sizes, for data of so many values; None where it is no MLP."""
-    sizes = layers(reading.config, dimensions)
+def _resnet_layers(encoder: Mapping[str, Any], decoder: Mapping[str, Any], shape: Sequence[int]) -> tuple[Sizes, Sizes]:
+    def grids(part: Mapping[str, Any]) -> Sizes:
+        sides = [[side // 2**level for side in shape[1:]] for level in range(1, len(part["widths"]) + 1)]
+        return [
+            (say("{width} channels, {sides}", width=width, sides=told(grid)), width * math.prod(grid))
+            for width, grid in zip(part["widths"], sides)
+        ]
+
+    return grids(encoder), grids(decoder)[::-1]
+
+
+def architecture(key: str, reading: Reading, shape: Sequence[int]) -> Panel | None:
+    """The network drawn from its layer sizes, for data of `shape`; None where it is neither an MLP nor a residual network."""
+    sizes = layers(reading.config, shape)
     if sizes is None:
         return None
     label = say("Layers of {title}: {sizes}", title=reading.title, sizes=", ".join(str(size) for _, size in sizes))
@@ -208,6 +227,34 @@ def _bars(key: str, series: int, reading: Reading) -> Panel:
     return drawing(reading.title, key, label, plots.dimension_bars(metric["values"], f"KL, {metric['unit']}", series))
 
 
+def grid_panels(key: str, reading: Reading) -> list[Panel]:
+    """The rate of a grid of codes: of each channel at each position, of each channel, of each position; none for vectors."""
+    whole, parts = reading.evaluation.get("kl_per_dimension"), reading.evaluation.get("kl_per_channel")
+    if whole is None or parts is None:
+        return []
+    maps = np.reshape(whole["values"], whole["shape"])
+    kept = np.argsort(-np.asarray(parts["values"]), kind="stable")[:_CHANNELS]
+    y, title = f"KL, {parts['unit']}", reading.title
+    drawn = (
+        (
+            say("Channels by position") if len(kept) == len(maps) else say("The {n} strongest channels", n=len(kept)),
+            say("KL of {n} channels of {title} at each position of the grid", n=len(kept), title=title),
+            plots.position_maps(maps[kept], [str(channel) for channel in kept], y),
+        ),
+        (
+            say("Channels"),
+            say("KL of each channel of {title}, largest first", title=title),
+            plots.dimension_bars(parts["values"], y, x=say("channel, largest first")),
+        ),
+        (
+            say("Positions"),
+            say("KL of each position of the grid of {title}, summed over channels", title=title),
+            plots.position_maps(np.asarray(parts["positions"])[None], [""], y),
+        ),
+    )
+    return [drawing(name, f"{key}-{i}", label, figure) for i, (name, label, figure) in enumerate(drawn)]
+
+
 def _k_curve(key: str, readings: Sequence[Reading]) -> Panel:
     curves = []
     for i, r in enumerate(readings):
@@ -220,6 +267,8 @@ def _k_curve(key: str, readings: Sequence[Reading]) -> Panel:
     return drawing("", key, label, plots.sample_curves(curves, f"log p(x), {unit}"))
 
 
+#: Channels of a grid that are drawn, at most: those of the largest rate.
+_CHANNELS = 16
 #: Images with larger sides than this are drawn in fewer columns, so that no pixel is lost on the page.
 _SMALL_SIDE = 32
 
@@ -388,7 +437,7 @@ def write_chapter_report(
     views = [_convention_view(convention, story.figures) for convention in conventions]
     readings = [r for view in views for r in view["readings"]]
     networks = [
-        architecture(f"architecture-{i}", r, e.pictures.real[0].numel())
+        architecture(f"architecture-{i}", r, e.pictures.real.shape[1:])
         for i, (r, e) in enumerate(zip(views[0]["readings"], conventions[0].entries, strict=True))
     ]
     first = readings[0]
@@ -432,7 +481,7 @@ def write_run_report(
     reading = tables.read(run)
     e, curves = reading.evaluation, epoch_panels("curves", [reading])
     grids = pictures is not None and pictures.real.ndim == 4 and pictures.real.shape[1] in (1, 3)
-    network = None if pictures is None else architecture("architecture", reading, pictures.real[0].numel())
+    network = None if pictures is None else architecture("architecture", reading, pictures.real.shape[1:])
     pictures = _that_fit(pictures) if grids and pictures is not None else pictures
     return write_template(
         "run.html.j2",
@@ -456,6 +505,8 @@ def write_run_report(
         scatter_facts=facts_of(reading, unit=say("latent units")),
         classes=class_legend(reading, classes),
         bars=_bars("kl", 0, reading) if "kl_per_dimension" in e else None,
+        maps=grid_panels("maps", reading),
+        latent_shape=told(reading.config["model"]["latent"]),
         k_curve=_k_curve("k", [reading]) if "log_p_curve" in e else None,
         k_facts=facts_of(reading, n=f"{e['log_p_curve']['n']:,}") if "log_p_curve" in e else None,
         pictures=_grids(reading.title, pictures) if grids and pictures is not None else [],

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diabolo import data as data_module
-from diabolo import inspection, pictures, plots, runs, tables
+from diabolo import fitted, inspection, pictures, plots, runs, tables
 from diabolo.data import Dataset, Loader
 from diabolo.errors import DataError, UsageError
 from diabolo.recorded import shown_k
@@ -193,14 +193,19 @@ class Run(runs.Run):
         return Drawing(_standing_alone(plots.svg(figure, key, about)), about)
 
     def samples(self, n: int = 16, *, seed: int = 0, temperature: float = 1.0) -> Picture:
-        """n decoder means at z ~ p(z): the picture of `diabolo sample`.
+        """n decoder means at z ~ p(z), of the prior fitted last where there is one: the picture of `diabolo sample`.
 
         Raises:
             UsageError: if n is below 1, or the data are vectors.
         """
         _at_least_one(n)
-        png = pictures.sample_grid(self.model(), n=n, seed=seed, temperature=temperature)
-        return Picture(png, f"{n} decoder means of {self.name}, z ~ prior, temperature {temperature:g}, seed {seed}")
+        name = fitted.chosen(self, None)
+        images = pictures.drawn(fitted.model_of(self, name), None, n=n, seed=seed, temperature=temperature)
+        whence = "prior" if name == fitted.OWN else f"prior {name}"
+        return Picture(
+            pictures.sample_grid(images),
+            f"{n} decoder means of {self.name}, z ~ {whence}, temperature {temperature:g}, seed {seed}",
+        )
 
     def reconstructions(self, n: int = 16, *, seed: int = 0, split: str = "test") -> Picture:
         """n random examples of a split, each over its reconstruction at z = mu: the picture of `diabolo reconstruct`.

@@ -16,6 +16,7 @@
                          size of each file and the offset into metrics.jsonl; two are kept
     evaluation.json      {metric: {value, se, n, unit, split, ...}}, with `about` for what was evaluated
     per_image.safetensors  what the metrics are means of, image by image
+    samples.json         what `measure` found: samples and what they are read by, a row a set
     report.html
     codec-*.json         what `compress` fitted to the training split: quantiser and frequencies, with the hash of the weights
 
@@ -34,7 +35,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -411,8 +412,14 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path} is corrupt", str(error)) from error
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], config: RunConfig, spec: DataSpec) -> None:
-    """Write weights with all that is needed to build their model."""
+class Described(Protocol):
+    """A configuration that says itself as JSON."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], config: Described, spec: DataSpec) -> None:
+    """Write weights with all that is needed to build their model, or a prior."""
     # one entry: the format keeps several in no fixed order, and equal runs are to give equal bytes
     about = {"schema": SCHEMA, "config": config.to_dict(), "spec": asdict(spec)}
     write_tensors(path, weights, {"diabolo": json.dumps(about)})

@@ -15,6 +15,8 @@ from torch import Tensor
 from diabolo import config
 from diabolo.errors import DataError
 from diabolo.language import say
+from diabolo.listings import plain
+from diabolo.models.grids import told
 from diabolo.recorded import known_again, shown_k
 
 if TYPE_CHECKING:
@@ -71,8 +73,8 @@ class Reading:
         model = self.config["model"]
         width = model["encoder"].get("width")
         if width is None:
-            return say("latent {latent}", latent=model["latent"])
-        return say("width {width}, latent {latent}", width=width, latent=model["latent"])
+            return say("latent {latent}", latent=told(model["latent"]))
+        return say("width {width}, latent {latent}", width=width, latent=told(model["latent"]))
 
     @property
     def unit(self) -> str:
@@ -170,7 +172,7 @@ def word(text: str) -> str:
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, str]:
     """A nested configuration as {dotted path: text}."""
-    return {path: "none" if value is None else str(value) for path, value in config.flatten(tree).items()}
+    return {path: plain(value) for path, value in config.flatten(tree).items()}
 
 
 def shared_and_differing(trees: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, list[str]]]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch import Tensor
 from diabolo import card, runs
 from diabolo import data as data_module
 from diabolo.compiling import compiles
-from diabolo.config import RunConfig
+from diabolo.config import RunConfig, TrainConfig
 from diabolo.data import Access, Dataset, Loader
 from diabolo.data.scan import Facts, check, scan
 from diabolo.distributed import Processes, join
@@ -30,8 +30,10 @@ from diabolo.durations import written
 from diabolo.engine import check_precision, environment, own_randomness
 from diabolo.errors import DiaboloError, DivergedError, UsageError
 from diabolo.metrics import examples_at_a_time, summed_terms
+from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.build import build_model, build_objective, check_objective
 from diabolo.models.initialisation import check_init, initialise
+from diabolo.models.objectives import Objective
 from diabolo.progress import Progress
 from diabolo.seeds import fold
 from diabolo.session import InterruptedRun, locked, logged_to, silent, stopped_by_signals
@@ -39,6 +41,9 @@ from diabolo.step import Descent, Step, learning_rate
 from diabolo.watchdog import Watchdog
 
 logger = logging.getLogger("diabolo")
+
+#: Examples that the curve is measured on at a time.
+_CURVE_ROWS = 500
 
 #: So many non-finite steps in a row end a run.
 PATIENCE = 10
@@ -71,27 +76,42 @@ class Position:
         return {name: total / self.examples for name, total in self.sums.items()} if self.examples else {}
 
 
+class Recipe(Protocol):
+    """What the loop needs of a configuration: that of a run, or of a prior that is fitted afterwards."""
+
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def seed(self) -> int: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+#: Builds what is trained, and the objective it is trained by, for the loader of the training split.
+Parts = Callable[[Loader], tuple[Any, Objective]]
+
+
 class Trainer:
     """One run in progress: everything the loop touches, built in the order that makes it reproducible."""
 
     def __init__(
         self,
-        config: RunConfig,
+        config: Recipe,
         dataset: Dataset,
         path: Path,
         device: torch.device,
         progress: Progress,
         compiled: bool = False,
         processes: Processes | None = None,
+        *,
+        parts: Parts,
     ) -> None:
         self.config, self.dataset, self.path, self.device, self.progress = config, dataset, path, device, progress
         self.processes = processes or Processes(device)
-        torch.manual_seed(fold(config.seed, "init"))  # before the model is built
-        self.model = build_model(config.model.to_dict(), dataset.spec)
         self.loader = Loader(dataset, "train", device)
-        initialise(self.model, config.train.init, self.loader.mean)
+        torch.manual_seed(fold(config.seed, "init"))  # before the model is built
+        self.model: Any
+        self.model, self.objective = parts(self.loader)
         self.model.to(device)
-        self.objective = build_objective(config.objective.to_dict(), dataset.spec)
         self.step = Step(self.model, self.objective)
         self.descent = Descent(self.step, config.train, device, compiled, self.processes)
         self.watchdog = Watchdog(device)
@@ -231,7 +251,9 @@ class Trainer:
             return None
         began = time.monotonic()
         with self._deployed():
-            size = examples_at_a_time(self.model, self.dataset.spec.shape[0], 500)
+            size = _CURVE_ROWS
+            if isinstance(self.model, Autoencoder):
+                size = examples_at_a_time(self.model, self.dataset.spec.shape[0], size)
             means = self._means_of(name, size)
         self._lap("curve", began)
         here = self.position
@@ -309,6 +331,17 @@ class Trainer:
         self.descent.restore(tensors)
 
 
+def parts_of(config: RunConfig, dataset: Dataset) -> Parts:
+    """What builds the model of a run at its start, and its objective."""
+
+    def built(loader: Loader) -> tuple[Autoencoder, Objective]:
+        model = build_model(config.model.to_dict(), dataset.spec)
+        initialise(model, config.train.init, loader.mean)
+        return model, build_objective(config.objective.to_dict(), dataset.spec)
+
+    return built
+
+
 # ------------------------------------------------------------------------------------------------ starting
 def train(
     config: RunConfig,
@@ -339,7 +372,7 @@ def train(
     dataset = data if data is not None else data_module.load(config.data.name, config.data.params, access)
     facts, compiled = _check(config, dataset, processes.device), _compiled(config, dataset, processes, seconds)
     path = processes.place(lambda: runs.create(config, out))
-    return _run(_Work(path, config, dataset, facts, processes, compiled, seconds), progress, resume=False)
+    return _run(path, config, dataset, facts, processes, compiled, seconds, progress, resume=False)
 
 
 def resume(
@@ -366,7 +399,7 @@ def resume(
     run.check_data(dataset)
     facts = _check(run.config, dataset, processes.device)
     compiled = bool(run.env.get("compiled")) and processes.world == 1
-    return _run(_Work(run.path, run.config, dataset, facts, processes, compiled, seconds), progress, resume=True)
+    return _run(run.path, run.config, dataset, facts, processes, compiled, seconds, progress, resume=True)
 
 
 def training_source_hash() -> str:
@@ -377,20 +410,83 @@ def training_source_hash() -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A run to be trained: what `train` and `resume` found out before anything is written."""
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to be trained in a directory: all that was found out before anything is written, and what is written beside it."""
 
     path: Path
-    config: RunConfig
+    config: Recipe
     dataset: Dataset
-    facts: Facts
     processes: Processes
     compiled: bool
     seconds: float
+    parts: Parts
+
+    def describe(self) -> dict[str, Any]:
+        """What env.json says."""
+        facts = {
+            "compiled": self.compiled,
+            "data": runs.describe_data(self.dataset),
+            "source_hash": training_source_hash(),
+        }
+        return {**environment(self.processes.device), **self.processes.describe(), **facts}
+
+    def begin(self, trainer: Trainer) -> None:
+        """What is said before the first step of a process."""
+
+    def end(self) -> None:
+        """What is written after the last."""
 
 
-def _run(work: _Work, progress: Progress, *, resume: bool) -> runs.Run:
+@dataclass(frozen=True, kw_only=True)
+class _Training(Work):
+    """The work of a run, with its loss card."""
+
+    config: RunConfig
+    facts: Facts
+
+    def begin(self, trainer: Trainer) -> None:
+        if (self.path / "loss_card.json").exists():
+            return  # it was said when the run began
+        for line in self._record(trainer.model, runs.AT_THE_START).lines():
+            logger.info(line)
+            trainer.progress.say(line)
+
+    def end(self) -> None:
+        self._record(runs.load_weights(self.path / "weights.safetensors"), runs.AT_THE_END)
+
+    def _record(self, model: Autoencoder, when: str) -> card.Card:
+        return card.record(self.path, model, self.config, self.dataset.spec, self.facts, when)
+
+
+def _run(
+    path: Path,
+    config: RunConfig,
+    dataset: Dataset,
+    facts: Facts,
+    processes: Processes,
+    compiled: bool,
+    seconds: float,
+    progress: Progress,
+    *,
+    resume: bool,
+) -> runs.Run:
+    work = _Training(
+        path=path,
+        config=config,
+        dataset=dataset,
+        facts=facts,
+        processes=processes,
+        compiled=compiled,
+        seconds=seconds,
+        parts=parts_of(config, dataset),
+    )
+    carried_out(work, progress, resume=resume)
+    return runs.Run(path)
+
+
+def carried_out(work: Work, progress: Progress, *, resume: bool) -> None:
+    """Train in the run's directory, from its newest state where there is one, in this process or several."""
     processes = work.processes
     with processes.together():
         processes.same("configuration or data", f"{work.config.to_dict()} {work.dataset.hash}")
@@ -404,7 +500,6 @@ def _run(work: _Work, progress: Progress, *, resume: bool) -> runs.Run:
             processes.wait()
             raise
         processes.wait()
-    return runs.Run(work.path)
 
 
 def _trained(trainer: Trainer, seconds: float) -> None:
@@ -413,7 +508,7 @@ def _trained(trainer: Trainer, seconds: float) -> None:
         trainer.run(seconds)
 
 
-def _write(work: _Work, progress: Progress, *, resume: bool) -> None:
+def _write(work: Work, progress: Progress, *, resume: bool) -> None:
     """Train as the one process that writes the run and speaks of it."""
     path = work.path
     with locked(path), logged_to(path / "log.txt"), own_randomness(work.processes.device):
@@ -427,10 +522,9 @@ def _write(work: _Work, progress: Progress, *, resume: bool) -> None:
         trainer = None
         try:
             trainer = _prepared(work, progress)
-            _say_card(trainer, work.facts)
+            work.begin(trainer)
             _trained(trainer, work.seconds)
-            kept = runs.load_weights(path / "weights.safetensors")
-            card.record(path, kept, work.config, work.dataset.spec, work.facts, runs.AT_THE_END)
+            work.end()
             status = _ended(trainer, work.seconds)
         except DiaboloError as error:
             state = {DivergedError: "diverged", InterruptedRun: "interrupted"}.get(type(error), "failed")
@@ -448,10 +542,12 @@ def _write(work: _Work, progress: Progress, *, resume: bool) -> None:
             runs.write_json(path / "status.json", {**status, **_closed(trainer)})
 
 
-def _prepared(work: _Work, progress: Progress) -> Trainer:
+def _prepared(work: Work, progress: Progress) -> Trainer:
     """A trainer at the run's newest state, or at its first step where none was written yet, with its journals open."""
     path, processes = work.path, work.processes
-    trainer = Trainer(work.config, work.dataset, path, processes.device, progress, work.compiled, processes)
+    trainer = Trainer(
+        work.config, work.dataset, path, processes.device, progress, work.compiled, processes, parts=work.parts
+    )
     if runs.states(path):
         trainer.restore()
         logger.info("resumed at step %d", trainer.position.step)
@@ -477,16 +573,6 @@ def _ended(trainer: Trainer, seconds: float) -> dict[str, Any]:
     return {"state": "stopped", "reason": reason, "weights": kept, **ended}
 
 
-def _say_card(trainer: Trainer, facts: Facts) -> None:
-    """Say what the loss is, once in a run."""
-    if (trainer.path / "loss_card.json").exists():
-        return
-    found = card.record(trainer.path, trainer.model, trainer.config, trainer.dataset.spec, facts, runs.AT_THE_START)
-    for line in found.lines():
-        logger.info(line)
-        trainer.progress.say(line)
-
-
 def _closed(trainer: Trainer | None) -> dict[str, int]:
     """Close the journals; how far the run came."""
     if trainer is None:
@@ -498,14 +584,12 @@ def _closed(trainer: Trainer | None) -> dict[str, int]:
     return {"step": here.step, "epoch": min(here.epoch, trainer.config.train.epochs), "skipped": here.skipped}
 
 
-def _describe(work: _Work) -> None:
+def _describe(work: Work) -> None:
     """Say what the run is, once and first: whoever lost a race for the folder finds these files and leaves."""
-    path, processes = work.path, work.processes
-    if (path / "config.json").exists():
-        raise UsageError(f"{path} exists already", "A run is never overwritten.", "Choose another --out.")
-    runs.write_json(path / "config.json", work.config.to_dict())
-    facts = {"compiled": work.compiled, "data": runs.describe_data(work.dataset), "source_hash": training_source_hash()}
-    runs.write_json(path / "env.json", {**environment(processes.device), **processes.describe(), **facts})
+    if (work.path / "config.json").exists():
+        raise UsageError(f"{work.path} exists already", "A run is never overwritten.", "Choose another --out.")
+    runs.write_json(work.path / "config.json", work.config.to_dict())
+    runs.write_json(work.path / "env.json", work.describe())
 
 
 def _compiled(config: RunConfig, dataset: Dataset, processes: Processes, seconds: float) -> bool:

@@ -97,7 +97,7 @@ def _bottleneck(first: tables.Reading, measured: Measured, readings: Mapping[str
     scatter = say("The two-dimensional codes of the test images, coloured by class")
     trained = [r for name, r in readings.items() if name.startswith("ae-")]
     return {
-        "architecture": architecture("architecture", first, pictures["real"][0].numel()),
+        "architecture": architecture("architecture", first, pictures["real"].shape[1:]),
         "table": [
             (r["d"], _plus(r["ae"], 5), _plus(r["pca"], 5), _signed(r["difference"], 5), f"{r['ae']['n']:,}")
             for r in rows

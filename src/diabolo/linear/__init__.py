@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diabolo.linear.gaussians import Gaussian, Spectrum, full_covariance, probabilistic_pca, spectrum, water_filling
 from diabolo.linear.pca import PCA, fit
+from diabolo.linear.sampling import draw_full_covariance, draw_per_class, draw_ppca
 from diabolo.linear.table import DEQUANTIZED, FIXED, GRID, LATENTS, Convention, LeftOut, Line, Lines, lines
 
 __all__ = [
@@ -18,6 +19,9 @@ __all__ = [
     "Line",
     "Lines",
     "Spectrum",
+    "draw_full_covariance",
+    "draw_per_class",
+    "draw_ppca",
     "fit",
     "full_covariance",
     "lines",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from diabolo.errors import UsageError
-from diabolo.models.distributions import detached, temper
+from diabolo.models.distributions import detached, guide, temper
 from diabolo.models.likelihoods import Likelihood
 from diabolo.models.networks import Head
 from diabolo.models.priors import Prior
@@ -120,8 +120,8 @@ class Autoencoder(nn.Module):
         return Inference(self.decode(z, y), [Latent(z, q, self.prior(y, self.encode))])
 
     @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None, temperature: float = 1.0) -> Distribution:
-        """p(x | z) at n draws z ~ p(z), batch (1, n); its mean is what pictures show.
+    def sample(self, n: int, y: Tensor | None = None, temperature: float = 1.0, guidance: float = 1.0) -> Distribution:
+        """p(x | z) at n draws z ~ p(z), or z ~ p(z | y) for classes y (n,), batch (1, n); its mean is what pictures show.
 
         Raises:
             UsageError: if the model has no prior.
@@ -133,7 +133,8 @@ class Autoencoder(nn.Module):
                 "A plain autoencoder does not say which codes are likely.",
                 "Draw from a variational one, for example: diabolo train vae",
             )
-        return self.decode(temper(p, temperature).expand(torch.Size((n,))).sample()[None], y)
+        drawn = temper(guide(p, guidance), temperature).expand(torch.Size((n,)))
+        return self.decode(drawn.sample()[None], y)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Distribution:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diabolo.errors import UsageError
 from diabolo.models.autoencoder import Autoencoder
+from diabolo.models.grids import shape_of
 from diabolo.models.likelihoods import Likelihood
 from diabolo.models.objectives import Objective
 from diabolo.models.priors import Prior
@@ -21,13 +22,13 @@ Part = Mapping[str, Any]  # {"name": ..., and the constructor's parameters}
 def build_model(model: Mapping[str, Any], spec: DataSpec) -> Autoencoder:
     """Build the model that a configuration's `model` section describes, for data of `spec`.
 
-    The latent has shape (latent,), or that of a grid (channels, height, width); the encoder ends in the posterior's channels, the decoder in the likelihood's.
+    The latent has shape (latent,), or that of a grid (channels, height, width); the encoder ends in the posterior's channels,
+    the decoder in the likelihood's.
 
     Raises:
         UsageError: if a part does not fit the data or another part.
     """
-    latent = model["latent"]
-    latent_shape = (latent,) if isinstance(latent, int) else tuple(latent)
+    latent_shape = shape_of(model["latent"])
     posterior = _component("posterior", model["posterior"], {})
     likelihood = _component("likelihood", model["likelihood"], {"data_shape": spec.shape})
     _check_values(model["likelihood"]["name"], likelihood, spec)

@@ -215,6 +215,20 @@ def _(p: Any, temperature: float) -> Distribution:
     return Independent(temper(p.base_dist, temperature), p.reinterpreted_batch_ndims)
 
 
+def guide(p: Distribution, guidance: float) -> Distribution:
+    """Push the samples of p(z | y) away from those of p(z), by classifier-free guidance; 1 leaves it as it is.
+
+    Raises:
+        NotImplementedError: if p does not know how, as all but a flow-matching prior.
+    """
+    return p if guidance == 1 else _guide(p, guidance)
+
+
+@singledispatch
+def _guide(p: Distribution, guidance: float) -> Distribution:
+    raise NotImplementedError(f"{type(p).__name__} has no guidance: sample it with guidance=1")
+
+
 def detached(q: Distribution) -> Distribution:
     """Return q with constant parameters, so that a gradient reaches log q(z) through z alone (Roeder et al., 2017,
     arXiv:1703.09194)."""

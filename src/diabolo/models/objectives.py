@@ -28,8 +28,8 @@ class Objective(Protocol):
     """What the training loop and the reports need of an objective.
 
     One that differentiates inside the step, which then cannot be compiled, says `eager`. One that changes its input or looks at
-    more than the record also has `keyed(model, x, seeds)`: its terms with the noise of
-    example b drawn from seeds[b], for curves that do not depend on batches. One that puts a density of its own at the mean of
+    more than the record also has `keyed(model, x, seeds, y)`: its terms with the noise
+    of example b drawn from seeds[b], for curves that do not depend on batches. One that puts a density of its own at the mean of
     the model's likelihood says of which family that must be, `reads_mean_of`, and has `distortion(likelihood, x)`, (S, B).
     """
 
@@ -162,7 +162,7 @@ class Reconstruction:
         distortion = _distortion(inference, x)
         return {"loss": distortion, "distortion": distortion}
 
-    def keyed(self, model: Any, x: Tensor, seeds: Sequence[int]) -> Terms:
+    def keyed(self, model: Any, x: Tensor, seeds: Sequence[int], y: Tensor | None = None) -> Terms:
         """The terms of x (B, *data), corrupted with the noise of seeds (B)."""
         z = keyed_sample(model.encode(corrupt(x, self.noise, self.level, seeds)), 1, seeds)
         distortion = -model.decode(z).log_prob(x)[0]

@@ -18,8 +18,8 @@ Encode = Callable[[Tensor], Distribution]
 class Prior(nn.Module):
     """The distribution of codes before any x is seen. `density` says whether log_prob is exact, an estimate, or not there.
 
-    A prior is learned jointly with the model, or fitted afterwards to codes z ~ q(z | x) of the training images: `initialise` does
-    what has a closed form, and where `fitted_by` is "gradient", `fit_loss` is then minimised.
+    A prior is learned jointly with the model, or fitted afterwards to codes z ~ q(z | x) of the training images: `initialise`
+    does what has a closed form, and where `fitted_by` is "gradient", `fit_loss` is then minimised.
     """
 
     density: Literal["exact", "estimate", "none"] = "exact"

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from diabolo.verbs import compress, denoise, doctor, explain, linear, reading, reproduce, sweep
+from diabolo.verbs import (
+    compress,
+    denoise,
+    doctor,
+    explain,
+    linear,
+    measure,
+    priors,
+    reading,
+    reproduce,
+    sampling,
+    sweep,
+)
 from diabolo.verbs.shared import Answer
 
 __all__ = ["VERBS", "Answer"]
@@ -16,4 +28,7 @@ VERBS = (
     *compress.VERBS,
     *denoise.VERBS,
     *linear.VERBS,
+    *priors.VERBS,
+    *sampling.VERBS,
+    *measure.VERBS,
 )

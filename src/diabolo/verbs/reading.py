@@ -153,7 +153,7 @@ def embed(
     inspection.write_codes(out, codes)
     return Answer((
         *how_read(chosen),
-        f"codes: {out}  ({codes.shape[0]:,} posterior means of {codes.shape[1]} dimensions)",
+        f"codes: {out}  ({codes.shape[0]:,} posterior means of {_dimensions(codes.shape[1:])})",
     ))
 
 
@@ -216,6 +216,7 @@ def traverse(
     *,
     n: Annotated[int, Parameter(help="Steps along a dimension.")] = 11,
     span: Annotated[float, Parameter(help="How far, in standard deviations of the prior, or of the codes.")] = 3.0,
+    rows: Annotated[int, Parameter(help="At most so many latent dimensions, the most active.")] = 32,
     split: SplitName = None,
     out: Annotated[Path | None, Parameter(help="The PNG file; traversals.png in the run directory.")] = None,
     overwrite: Overwrite = False,
@@ -226,6 +227,7 @@ def traverse(
     """Write a PNG with a row for each latent dimension, the most active first, the others at the prior's (or the codes') mean."""
     ready(run, path, split, out, overwrite, import_, (".png",))
     at_least("--n", n, 2)
+    at_least("--rows", rows, 1)
     if not 0 < span < float("inf"):
         raise UsageError(f"--span {span} is refused", "It must be greater than 0.")
     from diabolo import inspection
@@ -235,15 +237,40 @@ def traverse(
     codes = inspection.embed(model, chosen.loader())
     if len(codes) < 2:
         raise DataError(f"{chosen.source} has one example", "How active a dimension is needs at least two.")
-    pictures, order, activity = inspection.traversals(model, codes, steps=n, span=span)
+    pictures, order, activity = inspection.traversals(model, codes, steps=n, span=span, rows=rows)
     picture(target, pictures)
     if as_json:
-        return Answer(data={"out": str(target), "order": order.tolist(), "activity": activity.tolist()})
-    rows = table("row", "latent dimension", "variance of the posterior mean")
-    for row, (j, variance) in enumerate(zip(order.tolist(), activity.tolist()), 1):
-        rows.add_row(str(row), str(j), f"{variance:.4f}")
+        return Answer(
+            data={
+                "out": str(target),
+                "rows": len(pictures),
+                "shape": list(codes.shape[1:]),
+                "order": order.tolist(),
+                "activity": activity.tolist(),
+            }
+        )
+    listed = _most_active(order[: len(pictures)].tolist(), activity.tolist(), tuple(codes.shape[1:]))
+    d = len(order)
+    told = () if len(pictures) == d else (f"  the {len(pictures)} most active of {d} latent dimensions",)
     of = "prior standard deviations" if model.bounded else "standard deviations of the codes: there is no prior"
-    return Answer((*how_read(chosen), rows, f"traversals: {target}  (-{span:g} to {span:g} {of})"))
+    return Answer((*how_read(chosen), listed, *told, f"traversals: {target}  (-{span:g} to {span:g} {of})"))
+
+
+def _most_active(order: Sequence[int], activity: Sequence[float], shape: tuple[int, ...]) -> Table:
+    from diabolo.models.grids import place
+
+    names = "latent dimension (channel, row, column)" if len(shape) == 3 else "latent dimension"
+    rows = table("row", names, "variance of the posterior mean")
+    for row, (j, variance) in enumerate(zip(order, activity), 1):
+        rows.add_row(str(row), place(j, shape), f"{variance:.4f}")
+    return rows
+
+
+def _dimensions(shape: Sequence[int]) -> str:
+    """A number of dimensions, with the grid that they form."""
+    from diabolo.models.grids import size_of, told
+
+    return f"{size_of(shape)} dimensions" + (f", {told(shape)}" if len(shape) > 1 else "")
 
 
 # ------------------------------------------------------------------------------------------------ disk

@@ -1,0 +1,132 @@
+"""Priors that were fitted to a run's codes afterwards, read: which there are, the model with one of them, its rate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diabolo import runs
+from diabolo.config import read_json
+from diabolo.data import Dataset, Loader
+from diabolo.errors import DataError, UsageError, did_you_mean
+from diabolo.metrics import float64, mean_and_se
+from diabolo.models.autoencoder import Autoencoder
+from diabolo.models.build import build_prior
+from diabolo.models.distributions import keyed_sample
+from diabolo.models.priors import Prior
+from diabolo.prior_config import prior_from_dict
+from diabolo.seeds import fold, mix
+
+#: The name under which the model's own prior is asked for.
+OWN = "own"
+_TOGETHER = 500
+
+
+def names(run: runs.Run) -> list[str]:
+    """The fitted priors of a run that hold weights, the newest last."""
+    found = (run.path / "priors").glob("*/weights.safetensors")
+    return [path.parent.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+
+
+def chosen(run: runs.Run, name: str | None) -> str:
+    """The prior to draw from: the one asked for, else the one fitted last, else the model's own.
+
+    Raises:
+        UsageError: if the run has no prior of this name.
+    """
+    known = names(run)
+    if name is None:
+        return known[-1] if known else OWN
+    if name not in {*known, OWN}:
+        remedy = f"Fit one with: diabolo fit-prior {run.path} prior=flow_matching"
+        raise UsageError(f"{run.path} has no prior {name!r}", did_you_mean(name, [*known, OWN]), remedy)
+    return name
+
+
+def load_prior(path: Path) -> Prior:
+    """The prior of a weights file, in evaluation mode.
+
+    Raises:
+        DataError: if the file is corrupt, or does not fit the prior that it describes.
+    """
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["diabolo"])
+        config, spec = prior_from_dict(about["config"]), runs.spec_from_dict(about["spec"])
+    except (SafetensorError, LookupError, TypeError, ValueError, UsageError) as error:
+        raise DataError(f"{path} holds no prior that can be read", str(error)) from error
+    channels, *positions = spec.shape
+    with torch.random.fork_rng(devices=[]):
+        prior = build_prior(config.prior.to_dict(), (channels // 2, *positions), spec)
+    try:
+        prior.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise DataError(f"{path} does not fit its own configuration", str(error)) from error
+    return prior.eval()
+
+
+def model_of(run: runs.Run, name: str) -> Autoencoder:
+    """The model of a run with a fitted prior in the place of its own (`own`).
+
+    Raises:
+        DataError: if the prior was fitted to the codes of other weights.
+    """
+    model = run.model()
+    if name == OWN:
+        return model
+    path = run.path / "priors" / name
+    if read_json(path / "env.json")["run"]["weights"] != runs.sha256(run.path / "weights.safetensors"):
+        raise DataError(
+            f"{path} was fitted to the codes of other weights",
+            "The run's weights have changed since.",
+            f"Delete {path} and fit it again.",
+        )
+    model.prior = load_prior(path / "weights.safetensors")
+    return model
+
+
+@torch.no_grad()
+def measure(run: runs.Run, name: str, dataset: Dataset) -> dict[str, Any]:
+    r"""Measure a prior's rate on the test split, E_q[log q(z|x) - log p(z)], beside that of the model's own, and write
+    priors/NAME/evaluation.json.
+
+    Both at the same draw of z for each image, nats per example: `rate`, `own_rate`, and `gain`, their paired difference, which is
+    what the bound on log p(x) gains; `rate_given_class` with p(z | y). A prior without a density has none, and q must have one.
+    """
+    model, own = model_of(run, name), run.model()
+    about = {"prior": name, "split": "test", "seed": 0, "unit": "nats/example", "density": model.prior.density}
+    rows = _rates(model, own, Loader(dataset, "test")) if model.posterior.density else {}
+    found = {"about": about} | {
+        key: {"value": value, "se": se, "n": len(dataset.test)}
+        for key, values in rows.items()
+        for value, se in [mean_and_se(values)]
+    }
+    runs.write_json(run.path / "priors" / name / "evaluation.json", found)
+    return found
+
+
+def _rates(model: Autoencoder, own: Autoencoder, loader: Loader) -> dict[str, Tensor]:
+    parts: dict[str, list[Tensor]] = {}
+    for batch in loader.ordered(_TOGETHER):
+        q = model.encode(batch.x)
+        z = keyed_sample(q, 1, [mix(fold(0, "rate"), i) for i in batch.index.tolist()])[0]
+        log_q = q.log_prob(z)
+        scored = {"rate": model.prior(), "own_rate": own.prior()}
+        if model.prior.density != "exact":
+            del scored["rate"]
+        elif batch.y is not None:
+            scored["rate_given_class"] = model.prior(batch.y)
+        for key, p in scored.items():
+            if p is not None:
+                parts.setdefault(key, []).append(float64(log_q - p.log_prob(z)))
+    found = {key: torch.cat(values) for key, values in parts.items()}
+    if {"rate", "own_rate"} <= found.keys():
+        found["gain"] = found["own_rate"] - found["rate"]
+    return found

@@ -1,0 +1,238 @@
+"""A flow-matching prior: a network that carries noise to codes, with classes and guidance. It samples; it has no density."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from diabolo.models.distributions import _guide, _temper, float32
+from diabolo.models.priors import Encode, Prior
+from diabolo.registry import register
+
+#: Frequencies of the sines that stand for a time in [0, 1].
+_FREQUENCIES = 64
+#: A channel that hardly varies is not blown up.
+_LEAST_SCALE = 1e-3
+
+
+@register("prior", "flow_matching")
+class FlowMatching(Prior):
+    r"""Learn the velocity that carries N(0, I) to the codes on straight lines, for each class and for all together.
+
+    .. math:: z_t = (1 - t) z + t \epsilon, \quad loss = \tfrac1d \| v(z_t, t, y) - (\epsilon - z) \|^2, \quad
+              \operatorname{logit} t \sim N(0, 1), \ \epsilon \sim N(0, I)
+
+    on codes that are normalised per channel (`initialise`). v is a transformer over patches of `patch` x `patch` places, its
+    layers modulated by time and class; a vector is cut into pieces of `patch` numbers. In training a share `label_drop` of the
+    classes is replaced by "any", so that one network knows p(z | y) and p(z). A sample takes `steps` Euler steps from t = 1
+    to 0; with guidance w > 1 their velocity is v(any) + w (v(y) - v(any)). The loss is per dimension of normalised codes, no
+    nats: the model gives samples and no density, so no bound on log p(x) can be had of it.
+
+    Raises:
+        ValueError: if `patch` does not divide the code's sides, or `heads` not the width.
+
+    References: Lipman et al., Flow matching for generative modeling (2023), arXiv:2210.02747; Esser et al., Scaling rectified
+    flow transformers (2024), arXiv:2403.03206; Peebles & Xie, Scalable diffusion models with transformers (2023),
+    arXiv:2212.09748; Ho & Salimans, Classifier-free diffusion guidance (2022), arXiv:2207.12598.
+    """
+
+    density = "estimate"
+    fitted_by = "gradient"
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, ...],
+        classes: int = 0,
+        width: int = 256,
+        depth: int = 4,
+        heads: int = 4,
+        patch: int = 2,
+        label_drop: float = 0.1,
+        steps: int = 40,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_drop <= 1 or steps < 1:
+            raise ValueError("label_drop is a share of the examples, from 0 to 1, and steps at least 1")
+        self.classes, self.label_drop, self.steps = classes, label_drop, steps
+        self.latent_shape = tuple(latent_shape)
+        self.velocity = Velocity(self.latent_shape, classes, width, depth, heads, patch)
+        channels = (latent_shape[0], *[1] * (len(latent_shape) - 1))
+        self.register_buffer("centre", torch.zeros(channels))
+        self.register_buffer("spread", torch.ones(channels))
+        self.centre: Tensor
+        self.spread: Tensor
+
+    def forward(self, y: Tensor | None = None, encode: Encode | None = None) -> Distribution:
+        return Transported(self, y)
+
+    @torch.no_grad()
+    def initialise(self, z: Tensor, y: Tensor | None = None) -> None:
+        over = [d for d in range(z.ndim) if d != 1]
+        self.centre.copy_(z.mean(over).view_as(self.centre))
+        self.spread.copy_(z.std(over).clamp_min(_LEAST_SCALE).view_as(self.spread))
+
+    def fit_loss(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """The squared error of the velocity, per dimension, (B,); no nats. In training mode some classes are dropped."""
+        z = (z - self.centre) / self.spread
+        noise, t = torch.randn_like(z), torch.randn(len(z), dtype=z.dtype, device=z.device).sigmoid()
+        at = t.view(-1, *[1] * (z.ndim - 1))
+        labels = self.labels(y, len(z))
+        if self.training:
+            labels = torch.where(torch.rand(len(z), device=z.device) < self.label_drop, self.classes, labels)
+        error = float32(self.velocity((1 - at) * z + at * noise, t, labels)) - (noise - z)
+        return error.square().flatten(1).mean(1)
+
+    def labels(self, y: Tensor | None, n: int) -> Tensor:
+        """Classes (n,) as the network reads them; `classes` itself, one more than the last, stands for any."""
+        if y is None or not self.classes:
+            return torch.full((n,), self.classes, device=self.centre.device)
+        return y.expand(n)
+
+    @torch.no_grad()
+    def transport(self, noise: Tensor, y: Tensor | None, guidance: float) -> Tensor:
+        """Carry noise (n, *latent_shape) to codes in `steps` Euler steps."""
+        z, labels, whole = noise, self.labels(y, len(noise)), self.labels(None, len(noise))
+        times = torch.linspace(1, 0, self.steps + 1, dtype=z.dtype, device=z.device)
+        for now, then in zip(times, times[1:]):
+            t = now.expand(len(z))
+            v = self.velocity(z, t, labels)
+            if guidance != 1 and y is not None:
+                free = self.velocity(z, t, whole)
+                v = free + guidance * (v - free)
+            z = z + (then - now) * v
+        return z * self.spread + self.centre
+
+
+class Transported(Distribution):
+    """Codes that a flow-matching prior carries from noise: batch shape () or (B,), event `latent_shape`; samples only."""
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real
+
+    def __init__(
+        self,
+        prior: FlowMatching,
+        y: Tensor | None,
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+        batch: torch.Size | None = None,
+    ) -> None:
+        self.prior, self.y, self.guidance, self.temperature = prior, y, guidance, temperature
+        shape = torch.Size() if y is None else y.shape
+        super().__init__(batch if batch is not None else shape, torch.Size(prior.latent_shape), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Transported:
+        batch = torch.Size(batch_shape)
+        y = None if self.y is None else self.y.expand(batch)
+        return Transported(self.prior, y, self.guidance, self.temperature, batch)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Codes (*sample_shape, *batch, *latent_shape)."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        count = math.prod(shape[: len(shape) - len(self.event_shape)])
+        noise = torch.randn(count, *self.event_shape, device=self.prior.centre.device, dtype=self.prior.centre.dtype)
+        y = None if self.y is None else self.y.expand(shape[: len(shape) - len(self.event_shape)]).reshape(-1)
+        return self.prior.transport(noise * self.temperature, y, self.guidance).view(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """There is none.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "a flow-matching prior gives samples, no density: take prior=coupling_flow for a rate"
+        )
+
+
+@_guide.register(Transported)
+def _guided(p: Transported, guidance: float) -> Transported:
+    return Transported(p.prior, p.y, guidance, p.temperature, p.batch_shape)
+
+
+@_temper.register(Transported)
+def _tempered(p: Transported, temperature: float) -> Transported:
+    return Transported(p.prior, p.y, p.guidance, temperature, p.batch_shape)
+
+
+class Velocity(nn.Module):
+    """The transformer v(z, t, y): codes z (B, *latent_shape), times t (B,), classes y (B,) -> (B, *latent_shape)."""
+
+    def __init__(
+        self, latent_shape: tuple[int, ...], classes: int, width: int, depth: int, heads: int, patch: int
+    ) -> None:
+        super().__init__()
+        if width % heads or any(side % patch for side in latent_shape[1:] or latent_shape):
+            raise ValueError(f"heads must divide width, and patch={patch} each side of the codes, {latent_shape}")
+        self.latent_shape, self.patch = latent_shape, patch
+        values = patch if len(latent_shape) == 1 else latent_shape[0] * patch**2
+        tokens = math.prod(latent_shape) // values
+        self.enter = nn.Linear(values, width)
+        self.place = nn.Parameter(0.02 * torch.randn(tokens, width))
+        self.time = nn.Sequential(nn.Linear(2 * _FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.kind = nn.Embedding(classes + 1, width)
+        nn.init.normal_(self.kind.weight, std=0.02)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.leave = nn.Linear(width, values)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+        self.last = nn.LayerNorm(width, elementwise_affine=False)
+        octaves = torch.exp(torch.linspace(0, math.log(1000), _FREQUENCIES))
+        self.register_buffer("octaves", octaves, persistent=False)
+        self.octaves: Tensor
+
+    def forward(self, z: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        angles = t[:, None] * self.octaves
+        c = self.time(torch.cat([angles.cos(), angles.sin()], 1)) + self.kind(y)
+        shared = self.modulation(c).unflatten(1, (6, -1))  # one map for all blocks, each adds its own offset
+        h = self.enter(self._cut(z)) + self.place
+        for block in self.blocks:
+            h = block(h, shared)
+        return self._joined(self.leave(self.last(h)))
+
+    def _cut(self, z: Tensor) -> Tensor:
+        """Tokens (B, T, values) of codes."""
+        if len(self.latent_shape) == 1:
+            return z.unflatten(1, (-1, self.patch))
+        tokens: Tensor = F.pixel_unshuffle(z, self.patch).flatten(2).mT
+        return tokens
+
+    def _joined(self, h: Tensor) -> Tensor:
+        if len(self.latent_shape) == 1:
+            return h.flatten(1)
+        rows, columns = (side // self.patch for side in self.latent_shape[1:])
+        grid: Tensor = F.pixel_shuffle(h.mT.unflatten(2, (rows, columns)), self.patch)
+        return grid
+
+
+class Block(nn.Module):
+    """Attention between tokens, then two layers on each; both are modulated, and at first the block is the identity."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.qkv, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.layers = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+        )
+        self.offset = nn.Parameter(torch.zeros(6, width))
+
+    def forward(self, h: Tensor, shared: Tensor) -> Tensor:
+        shift, scale, gate, shift_2, scale_2, gate_2 = (shared + self.offset)[:, :, None].unbind(
+            1
+        )  # each (B, 1, width)
+        h = h + gate * self._attended(self.norm(h) * (1 + scale) + shift)
+        found: Tensor = h + gate_2 * self.layers(self.norm(h) * (1 + scale_2) + shift_2)
+        return found
+
+    def _attended(self, h: Tensor) -> Tensor:
+        q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed: Tensor = self.mix(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return mixed

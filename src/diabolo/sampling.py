@@ -1,0 +1,85 @@
+"""Images that a run makes, as the levels 0..255 that a picture file would hold: drawn from its prior, or reconstructed.
+
+`draw` is the one place that decides how a run is drawn from.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diabolo.data import Loader
+from diabolo.data.spec import DataSpec
+from diabolo.engine import own_randomness, seeded
+from diabolo.errors import UsageError
+from diabolo.metrics import examples_at_a_time
+from diabolo.progress import Progress
+from diabolo.runs import Run
+from diabolo.seeds import fold
+
+#: Images that are decoded at a time.
+_BATCH = 250
+
+
+def check_levels(spec: DataSpec) -> None:
+    """Refuse data that are not images of levels k/255.
+
+    Raises:
+        UsageError: which names what they are.
+    """
+    if spec.values != "grey" or len(spec.shape) != 3:
+        raise UsageError(
+            f"samples of {spec.name} cannot be measured",
+            f"Its values are {spec.values}, of shape {spec.shape}; images of levels k/255 are needed.",
+        )
+
+
+def to_levels(x: Tensor) -> Tensor:
+    """Values in [0, 1] as uint8 levels, to the nearest, on the CPU; what lies outside is clamped, as in a picture file."""
+    return (x.detach().double().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def draw(
+    run: Run,
+    n: int,
+    seed: int,
+    classes: Tensor | None = None,
+    guidance: float = 1.0,
+    *,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Tensor:
+    """n decoder means at z ~ p(z) of a run, as levels (n, *shape) uint8. Whole batches of 250 do not depend on n.
+
+    Raises:
+        UsageError: if the model has no prior, or classes or guidance are asked of one that knows no classes.
+    """
+    if classes is not None or guidance != 1.0:
+        raise UsageError(
+            f"{run.path} cannot be drawn from by class", "Its prior knows no classes.", "Leave class and guidance out."
+        )
+    model, progress = run.model().to(device), progress or Progress()
+    progress.start("samples", n)
+    parts = []
+    with own_randomness(device):
+        for number, start in enumerate(range(0, n, _BATCH)):
+            seeded(device, fold(seed, "sample", number))
+            parts.append(to_levels(model.sample(min(_BATCH, n - start)).mean[0]))
+            progress.advance(len(parts[-1]))
+    progress.finish()
+    return torch.cat(parts)
+
+
+def reconstruct(
+    run: Run, loader: Loader, indices: Tensor, *, device: torch.device, progress: Progress | None = None
+) -> Tensor:
+    """The decoder's means at z = mu of the examples `indices` (n,) of a split, as levels (n, *shape) uint8."""
+    model, progress = run.model().to(device), progress or Progress()
+    progress.start("reconstructions", len(indices))
+    parts = []
+    with torch.no_grad():
+        for batch in loader.ordered(examples_at_a_time(model, loader.values.shape[1], _BATCH), indices):
+            parts.append(to_levels(model.reconstruct(batch.x.to(device)).mean[0]))
+            progress.advance(len(parts[-1]))
+    progress.finish()
+    return torch.cat(parts)

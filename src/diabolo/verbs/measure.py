@@ -1,0 +1,130 @@
+"""The verb that measures samples of a run against real images: measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from diabolo import listings, registry
+from diabolo.errors import UsageError, did_you_mean
+from diabolo.options import DataOptions, Device, Imports, Json, RunPath, existing_run, import_modules
+from diabolo.verbs.shared import Answer, at_least, progress
+
+if TYPE_CHECKING:
+    from diabolo.data.spec import Dataset
+    from diabolo.progress import Progress
+    from diabolo.runs import Run
+
+#: Features of colour images of 32x32 where none are named.
+_DEFAULT, _SHAPE = "cifar10_classifier", (3, 32, 32)
+
+
+def measure(
+    run: RunPath,
+    /,
+    *,
+    features: Annotated[
+        str | None,
+        Parameter(help=f"The features to measure in; {_DEFAULT} for colour images of 32x32. See `diabolo list`."),
+    ] = None,
+    n: Annotated[
+        int | None,
+        Parameter(help="Images of each row (10,000, or as many as the test split has). Numbers depend on it."),
+    ] = None,
+    seed: Annotated[int, Parameter(help="Of the samples, and of which real images are taken.")] = 0,
+    import_: Imports = (),
+    device: Device = "auto",
+    as_json: Json = False,
+    options: DataOptions = DataOptions(),
+) -> Answer:
+    """Measure samples of a run against the test images, beside training images, reconstructions and closed-form models.
+
+    Frechet and kernel distance in declared features, precision, recall, density, coverage, classes, and whether training images
+    were memorised; written to samples.json in the run directory.
+    """
+    import_modules(import_)
+    at_least("--seed", seed, 0)
+    if features is not None and features not in registry.names("features"):
+        raise UsageError(f"unknown features {features!r}", did_you_mean(features, registry.names("features")))
+    existing_run(run)
+    from diabolo import runs
+    from diabolo.data import load
+    from diabolo.engine import pick_device
+    from diabolo.features import load as load_features
+
+    opened, where = runs.Run(run), pick_device(device)
+    name = features or _default(opened)
+    fixed = load_features(name)
+    dataset = load(opened.config.data.name, opened.config.data.params, options.access())
+    with progress() as shown:
+        found = _measured(opened, dataset, fixed, name, n, seed, where, shown)
+    runs.write_json(run / "samples.json", found)
+    return Answer(data=found) if as_json else Answer((*_told(found), f"samples: {run / 'samples.json'}"))
+
+
+def _default(run: Run) -> str:
+    shape = tuple(run.env["data"]["spec"]["shape"])
+    if shape != _SHAPE:
+        raise UsageError(
+            f"no features are known for images of shape {shape}",
+            f"{_DEFAULT} reads colour images of 32x32.",
+            f"Name some: --features {' or '.join(registry.names('features'))}",
+        )
+    return _DEFAULT
+
+
+def _measured(
+    run: Run, dataset: Dataset, features: Any, name: str, n: int | None, seed: int, device: Any, shown: Progress
+) -> dict[str, Any]:
+    """The table of a run's samples and of the sets that they are to be read by, as `sampling_table.measure` gives it."""
+    from diabolo import sampling, sampling_table
+    from diabolo.data import Loader
+
+    run.check_data(dataset)
+    sampling.check_levels(dataset.spec)
+    n = sampling_table.usual_n(dataset, n)
+    samples = sampling.draw(run, n, seed, device=device, progress=shown)
+    loader, labels = Loader(dataset, "test", device), dataset.test.labels
+    index = sampling_table.chosen(n, len(dataset.test), seed, "reconstructions")
+    again = sampling.reconstruct(run, loader, index, device=device, progress=shown)
+    shown.say(f"fitting two closed-form models to {len(dataset.train):,} training images")
+    sets = [
+        sampling_table.floor(dataset, n, seed),
+        sampling_table.ImageSet("reconstructions", "reconstructions", again, None if labels is None else labels[index]),
+        *sampling_table.closed_form(dataset, n, seed),
+        sampling_table.ImageSet(f"samples of {run.name}", "samples", samples),
+    ]
+    found = sampling_table.measure(sets, dataset, features, name, device=device, progress=shown)
+    found["about"] |= {"seed": seed, "weights_sha256": _weights(run), "drawn": "decoder means at z ~ p(z)"}
+    return found
+
+
+def _weights(run: Run) -> str:
+    from diabolo.runs import sha256
+
+    return sha256(run.path / "weights.safetensors")
+
+
+def _told(found: Mapping[str, Any]) -> tuple[str | Table, ...]:
+    from diabolo.sampling_table import cells, headings, notes
+
+    heading, *others = notes(found)
+    rows = listings.table(*headings(found["about"]))
+    for row in found["rows"]:
+        rows.add_row(*cells(row))
+    seen = [_entropy(row) for row in found["rows"] if "class_entropy" in row]
+    return (heading, rows, *(f"  {note}" for note in (*others, *seen)))
+
+
+def _entropy(row: Mapping[str, Any]) -> str:
+    """A line on the classes that are seen in a set."""
+    found = row["class_entropy"]
+    counts = " ".join(str(count) for count in found["counts"])
+    of = f"entropy {found['value']:.3f} +- {found['se']:.3f} of {found['of']:.3f} nats"
+    return f"classes seen in {row['set']}: {counts}; {of}"
+
+
+VERBS = (measure,)

@@ -1,0 +1,81 @@
+"""The verb fit-prior: fit a prior to the codes of a trained model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from diabolo import durations
+from diabolo.errors import UsageError
+from diabolo.options import DataOptions, Device, Imports, Json, RunPath, existing_run, import_modules
+from diabolo.prior_config import resolve_prior
+from diabolo.verbs.shared import Answer, progress
+
+Words = Annotated[
+    str, Parameter(help="prior=NAME, then key=value, for example prior=flow_matching train.epochs=30 flips=true")
+]
+
+
+def fit_prior(
+    run: RunPath,
+    /,
+    *words: Words,
+    name: Annotated[str, Parameter(help="Its name below RUN/priors; the prior's own where left out.")] = "",
+    time: Annotated[str | None, Parameter(help="Stop in good order after 90s, 5m or 1h30m.")] = None,
+    import_: Imports = (),
+    device: Device = "auto",
+    as_json: Json = False,
+    options: DataOptions = DataOptions(),
+) -> Answer:
+    """Fit a prior to the codes of a trained model, which stays as it is: what `sample` then draws from.
+
+    Go on with one that was interrupted with: diabolo train --resume RUN/priors/NAME
+    """
+    import_modules(import_)
+    existing_run(run)
+    config, limit = resolve_prior(words), math.inf if time is None else durations.seconds(time)
+    if name and (Path(name).name != name or name.startswith(".")):
+        raise UsageError(f"--name {name} is refused", "It is the name of one folder below RUN/priors.")
+    from diabolo.fitting import fit_prior
+    from diabolo.runs import Run
+
+    with progress() as shown:
+        path = fit_prior(
+            Run(run), config, name=name, access=options.access(), device=device, progress=shown, seconds=limit
+        )
+    return shown_fit(path, as_json)
+
+
+def resumed(path: Path, options: DataOptions, device: str, time: float, as_json: bool) -> Answer:
+    """Go on with a fit that was interrupted."""
+    from diabolo.fitting import resume_fit
+
+    with progress() as shown:
+        resume_fit(path, access=options.access(), device=device, progress=shown, seconds=time)
+    return shown_fit(path, as_json)
+
+
+def shown_fit(path: Path, as_json: bool) -> Answer:
+    """What a fit gave."""
+    from diabolo.config import read_json
+
+    found = read_json(path / "evaluation.json")
+    return Answer(data=found) if as_json else Answer(tuple(_lines(path, found)))
+
+
+def _lines(path: Path, found: Mapping[str, Any]) -> Iterator[str]:
+    words = {"rate": "rate", "rate_given_class": "rate, class known", "own_rate": "the model's own", "gain": "gain"}
+    for key, word in words.items():
+        if key in found:
+            entry = found[key]
+            yield f"{word:18} {entry['value']:10.2f} +- {entry['se']:.2f} nats/example  (test, n = {entry['n']:,})"
+    if found["about"]["density"] != "exact":
+        yield "this prior gives samples and has no density: no rate, and no bound on log p(x)"
+    yield f"prior: {path}\ndraw from it with: diabolo sample {path.parent.parent}"
+
+
+VERBS = (fit_prior,)

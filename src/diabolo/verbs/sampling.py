@@ -1,0 +1,120 @@
+"""The verb sample: draw from a run's prior, its own or one that was fitted afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from diabolo.config import words
+from diabolo.errors import UsageError, did_you_mean
+from diabolo.options import Imports, RunPath, existing_run, import_modules
+from diabolo.verbs.shared import Answer, at_least
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diabolo.runs import Run
+
+#: The word for a row of each class.
+EACH = "each"
+Words = Annotated[
+    str,
+    Parameter(
+        help="class=NAME (or each), guidance=2 and prior=NAME, where a prior was fitted; prior=own is the model's own."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    classes: str | None
+    guidance: float
+    prior: str | None
+
+
+def sample(
+    run: RunPath,
+    /,
+    *settings: Words,
+    n: Annotated[int, Parameter(help="How many images; with class=each, of each class.")] = 64,
+    seed: int = 0,
+    temperature: Annotated[float, Parameter(help="Spread of z: 1 is the prior itself.")] = 1.0,
+    import_: Imports = (),
+    out: Annotated[Path | None, Parameter(help="The PNG file; samples.png in the run directory.")] = None,
+) -> Answer:
+    """Draw z from the prior and write a grid of decoder means as a PNG: from the prior fitted last, else the model's own."""
+    import_modules(import_)
+    at_least("--n", n, 1)
+    at_least("--seed", seed, 0)
+    if out is not None and out.is_dir():
+        raise UsageError(f"--out {out} is a folder", "Samples are one PNG file.")
+    if not temperature > 0:
+        raise UsageError(f"--temperature {temperature} is refused", "It must be greater than 0.")
+    asked = _asked(words(settings))
+    existing_run(run)
+    from diabolo import fitted
+    from diabolo.pictures import drawn, sample_grid
+    from diabolo.runs import Run, write_bytes
+
+    opened = Run(run)
+    name = fitted.chosen(opened, asked.prior)
+    y = _classes(opened, asked.classes, n)
+    count = n if y is None else len(y)
+    model = fitted.model_of(opened, name)
+    if y is not None and not getattr(model.prior, "classes", 0):
+        raise UsageError(
+            f"the prior {name} knows no classes",
+            remedy=f"Fit one that does: diabolo fit-prior {run} prior=flow_matching",
+        )
+    images = drawn(model, y, n=count, seed=seed, temperature=temperature, guidance=asked.guidance)
+    target = out or run / "samples.png"
+    write_bytes(target, sample_grid(images, math.ceil(math.sqrt(n)) if asked.classes != EACH else n))
+    whence = "its own" if name == fitted.OWN else f"{name}, fitted to the codes"
+    given = f", class {asked.classes}, guidance {asked.guidance:g}" if asked.classes else ""
+    return Answer((
+        f"samples: {target}  (n = {count}, decoder means, z ~ prior ({whence}){given}, temperature {temperature:g}, "
+        f"seed {seed})",
+    ))
+
+
+def _asked(given: Mapping[str, str]) -> _Asked:
+    """The settings, refused where they are none, before torch is imported."""
+    for key in given:
+        if key not in {"class", "guidance", "prior"}:
+            why = did_you_mean(key, ["class", "guidance", "prior"])
+            raise UsageError(f"unknown setting {key!r}", why)
+    try:
+        guidance = float(given.get("guidance", 1))
+    except ValueError:
+        guidance = math.nan
+    if not 0 <= guidance < math.inf:
+        raise UsageError(f"guidance={given['guidance']} is refused", "It must be a number, at least 0; 1 is none.")
+    if guidance != 1 and "class" not in given:
+        raise UsageError(
+            f"guidance={guidance:g} without a class is refused",
+            "Guidance pushes towards a class.",
+            "Add class=NAME or class=each.",
+        )
+    return _Asked(given.get("class"), guidance, given.get("prior"))
+
+
+def _classes(run: Run, asked: str | None, n: int) -> Tensor | None:
+    """Class numbers of the images that are drawn."""
+    import torch
+
+    if asked is None:
+        return None
+    known: Sequence[str] = run.env["data"]["spec"]["classes"]
+    if asked == EACH and known:
+        return torch.arange(len(known)).repeat_interleave(n)
+    if asked not in known:
+        raise UsageError(f"{run.path} knows no class {asked!r}", did_you_mean(asked, [*known, EACH]))
+    return torch.full((n,), known.index(asked))
+
+
+VERBS = (sample,)
