@@ -152,14 +152,14 @@ def test_a_class_is_fitted_to_its_own_codes_alone():
     assert own.log_prob(z[y == 0]).mean() > other.log_prob(z[y == 0]).mean()
 
 
-def test_more_codes_than_a_class_has_are_no_need():
+def test_fewer_codes_than_dimensions_are_enough():
     """12 codes a class in 20 dimensions: what all classes share keeps each covariance positive definite."""
     z, y = draw(36, 20), torch.arange(36) % 3
     prior = MixturePrior((20,), classes=3, components=2).double()
     prior.initialise(z, y)
     assert prior(y).log_prob(z).isfinite().all()
     with pytest.raises(UsageError, match="singular"):
-        MixturePrior((20,), classes=3, shrinkage=0.0).double().initialise(z, y)
+        MixturePrior((20,), classes=3, components=1, shrinkage=0.0).double().initialise(z, y)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

@@ -263,7 +263,7 @@ class MixturePrior(Prior):
     p(y) are the frequencies of the classes among the codes that it was fitted to. Without classes, or with `per_class` off, there
     is one mixture of `components` for all. Each covariance is drawn towards the covariance within the classes, which all codes
     determine together, as if by `shrinkage` x d more codes: a class of 5,000 codes does not determine the 131,000 numbers
-    of a covariance in 512 dimensions. Before it is fitted it is N(0, I).
+    of a covariance in 512 dimensions. More components want more codes, or more shrinkage. Before it is fitted it is N(0, I).
 
     Raises:
         ValueError: for less than one component, or a negative shrinkage.
@@ -278,7 +278,7 @@ class MixturePrior(Prior):
         self,
         latent_shape: tuple[int, ...],
         classes: int = 0,
-        components: int = 1,
+        components: int = 2,
         per_class: bool = True,
         shrinkage: float = 1.0,
     ) -> None:
