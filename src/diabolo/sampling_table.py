@@ -326,17 +326,17 @@ def notes(table: Mapping[str, Any]) -> list[str]:
     few = ""
     if n != USUAL:
         few = say(
-            "n = {n:,} rather than {usual:,}: not comparable with tables of another n, above all the Frechet distance",
-            n=n,
-            usual=USUAL,
+            "n = {n} rather than {usual}: not comparable with tables of another n, above all the Frechet distance",
+            n=f"{n:,}",
+            usual=f"{USUAL:,}",
         )
     return [
         say(
-            "data {data}: n = {n:,} images a row, against the {split} split (n = {m:,}); +- standard error",
+            "data {data}: n = {n} images a row, against the {split} split (n = {m}); +- standard error",
             data=about["data"],
-            n=n,
+            n=f"{n:,}",
             split=reference["split"],
-            m=reference["n"],
+            m=f"{reference['n']:,}",
         ),
         *([few] if few else []),
         say(
@@ -351,9 +351,9 @@ def notes(table: Mapping[str, Any]) -> list[str]:
             k=about["k"],
         ),
         say(
-            "memorised: nearer to one of {n:,} training images than all but {percent:g} % of the test images are, in pixels "
-            "or in features, the larger; {percent:g} % if none is copied",
-            n=train["n"],
-            percent=100 * about["quantile"],
+            "memorised: nearer to one of {n} training images than all but {percent} % of the test images are, in pixels "
+            "or in features, the larger; {percent} % if none is copied",
+            n=f"{train['n']:,}",
+            percent=f"{100 * about['quantile']:g}",
         ),
     ]
