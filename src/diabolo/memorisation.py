@@ -80,8 +80,8 @@ def memorised(samples: Tensor, test: Tensor, quantile: float = QUANTILE) -> Entr
         ValueError: for fewer than two samples or fewer than 1 / quantile test images: they have no such percentile.
 
     Reference: Meehan et al., A non-parametric test to detect data-copying in generative models (2020), arXiv:2004.05675, for the
-    comparison with test images; Barz and Denzler, Do we train on test data? (2020), arXiv:1902.00423: 3.3 % of CIFAR-10's test
-    images have a double in its training images, so that this percentile lies among doubles there.
+    comparison with test images; Barz and Denzler, Do we train on test data? (2020), arXiv:1902.00423, for the doubles: 3.3 % of
+    CIFAR-10's test images have one among its training images.
     """
     if len(samples) < 2 or len(test) * quantile < 1:
         raise ValueError(f"{len(test)} test images have no {100 * quantile:g} % quantile of their distances")
@@ -128,5 +128,5 @@ def nearer_than_test(samples: Tensor, test: Tensor) -> Entry:
 def _placements(x: Tensor, among: Tensor) -> Tensor:
     """The share of `among` (m,) that is less than each of x (n,), equal ones counting half."""
     ordered = among.sort().values
-    less, not_more = (torch.searchsorted(ordered, x, right=right) for right in (False, True))
+    less, not_more = (torch.searchsorted(ordered, x.contiguous(), right=right) for right in (False, True))
     return (less + not_more).double() / (2 * len(among))

@@ -284,7 +284,7 @@ def joined(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------ as text
-#: Columns, and the decimals that they are shown with; a kernel distance is shown times 1,000, shares in percent.
+#: Columns, and the decimals that they are shown with; shares are shown in percent.
 COLUMNS = ("frechet", "kernel", "precision", "recall", "density", "coverage", "class_accuracy", "memorised")
 _PERCENT = ("precision", "recall", "coverage", "class_accuracy", "memorised")
 
@@ -295,7 +295,7 @@ def headings(about: Mapping[str, Any]) -> list[str]:
     return [
         say("images"),
         say("Frechet distance, {features} features", features=features),
-        say("kernel distance x 1,000"),
+        say("kernel distance"),
         say("precision, %"),
         say("recall, %"),
         say("density"),
@@ -313,8 +313,10 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 def _cell(entry: Entry | None, column: str) -> str:
     if entry is None:
         return "-"
-    scale = 100 if column in _PERCENT else 1000 if column == "kernel" else 1
-    digits = 1 if column in _PERCENT else 2 if column in ("frechet", "kernel") else 3
+    if column == "kernel":  # its scale is that of the features to the sixth power
+        return f"{entry['value']:.3g} +- {entry['se']:.2g}"
+    scale = 100 if column in _PERCENT else 1
+    digits = 1 if column in _PERCENT else 2 if column == "frechet" else 3
     return f"{scale * entry['value']:.{digits}f} +- {scale * entry['se']:.{digits}f}"
 
 
@@ -326,17 +328,17 @@ def notes(table: Mapping[str, Any]) -> list[str]:
     few = ""
     if n != USUAL:
         few = say(
-            "n = {n:,} rather than {usual:,}: not comparable with tables of another n, above all the Frechet distance",
-            n=n,
-            usual=USUAL,
+            "n = {n} rather than {usual}: not comparable with tables of another n, above all the Frechet distance",
+            n=f"{n:,}",
+            usual=f"{USUAL:,}",
         )
     return [
         say(
-            "data {data}: n = {n:,} images a row, against the {split} split (n = {m:,}); +- standard error",
+            "data {data}: n = {n} images a row, against the {split} split (n = {m}); +- standard error",
             data=about["data"],
-            n=n,
+            n=f"{n:,}",
             split=reference["split"],
-            m=reference["n"],
+            m=f"{reference['n']:,}",
         ),
         *([few] if few else []),
         say(
@@ -351,9 +353,9 @@ def notes(table: Mapping[str, Any]) -> list[str]:
             k=about["k"],
         ),
         say(
-            "memorised: nearer to one of {n:,} training images than all but {percent:g} % of the test images are, in pixels "
-            "or in features, the larger; {percent:g} % if none is copied",
-            n=train["n"],
-            percent=100 * about["quantile"],
+            "memorised: nearer to one of {n} training images than all but {percent} % of the test images are, in pixels "
+            "or in features, the larger; {percent} % if none is copied",
+            n=f"{train['n']:,}",
+            percent=f"{100 * about['quantile']:g}",
         ),
     ]
