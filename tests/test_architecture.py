@@ -209,8 +209,8 @@ def test_no_loose_ends(path):
     assert not [c for c in comments if any(word in c for word in ("TODO", "FIXME", "XXX", "HACK"))]
 
 
-#: What models/ may take the length of: lists, by the names they have there.
-LISTS = {"inference.latents", "self.latents", "latents", "sizes"}
+#: What models/ may take the length of: lists and shapes, by the names they have there.
+LISTS = {"inference.latents", "self.latents", "latents", "sizes", "spec.classes", "widths", "image", "code"}
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)
