@@ -210,7 +210,10 @@ def test_no_loose_ends(path):
 
 
 #: What models/ may take the length of: lists and shapes, by the names they have there.
-LISTS = {"self.event_shape", "path", "inference.latents", "self.latents", "latents", "sizes"}
+LISTS = {
+    *("self.event_shape", "path", "inference.latents", "self.latents", "latents", "sizes"),
+    *("spec.classes", "widths", "image", "code", "shape", "latent_shape", "self.latent_shape"),
+}
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)

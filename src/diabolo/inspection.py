@@ -276,7 +276,7 @@ def interpolations(model: Autoencoder, loader: Loader, *, steps: int, pairs: int
 
 @torch.no_grad()
 def traversals(
-    model: Autoencoder, codes: Tensor, *, steps: int, span: float, rows: int
+    model: Autoencoder, codes: Tensor, *, steps: int, span: float, rows: int = 32
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(r, steps, C, H, W): decoder means as one latent dimension goes from -span to span prior standard deviations, the others at
     the prior's mean; without a prior, mean and standard deviation are those of the codes. A row for each of the r = min(rows, d)

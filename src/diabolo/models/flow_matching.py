@@ -79,11 +79,11 @@ class FlowMatching(Prior):
     def fit_loss(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """The squared error of the velocity, per dimension, (B,); no nats. In training mode some classes are dropped."""
         z = (z - self.centre) / self.spread
-        noise, t = torch.randn_like(z), torch.randn(len(z), dtype=z.dtype, device=z.device).sigmoid()
+        noise, t = torch.randn_like(z), torch.randn(z.shape[0], dtype=z.dtype, device=z.device).sigmoid()
         at = t.view(-1, *[1] * (z.ndim - 1))
-        labels = self.labels(y, len(z))
+        labels = self.labels(y, z.shape[0])
         if self.training:
-            labels = torch.where(torch.rand(len(z), device=z.device) < self.label_drop, self.classes, labels)
+            labels = torch.where(torch.rand(z.shape[0], device=z.device) < self.label_drop, self.classes, labels)
         error = float32(self.velocity((1 - at) * z + at * noise, t, labels)) - (noise - z)
         return error.square().flatten(1).mean(1)
 
@@ -96,10 +96,10 @@ class FlowMatching(Prior):
     @torch.no_grad()
     def transport(self, noise: Tensor, y: Tensor | None, guidance: float) -> Tensor:
         """Carry noise (n, *latent_shape) to codes in `steps` Euler steps."""
-        z, labels, whole = noise, self.labels(y, len(noise)), self.labels(None, len(noise))
+        z, labels, whole = noise, self.labels(y, noise.shape[0]), self.labels(None, noise.shape[0])
         times = torch.linspace(1, 0, self.steps + 1, dtype=z.dtype, device=z.device)
         for now, then in zip(times, times[1:]):
-            t = now.expand(len(z))
+            t = now.expand(z.shape[0])
             v = self.velocity(z, t, labels)
             if guidance != 1 and y is not None:
                 free = self.velocity(z, t, whole)

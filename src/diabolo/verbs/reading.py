@@ -224,7 +224,7 @@ def traverse(
     as_json: Json = False,
     options: DataOptions = DataOptions(),
 ) -> Answer:
-    """Write a PNG with a row for each latent dimension, the most active first, the others at the prior's (or the codes') mean."""
+    """Write a PNG with a row for each of the most active latent dimensions, the others at the prior's (or the codes') mean."""
     ready(run, path, split, out, overwrite, import_, (".png",))
     at_least("--n", n, 2)
     at_least("--rows", rows, 1)
