@@ -10,7 +10,7 @@ import torch
 
 from cifar10_made_up import linear_numbers
 from diabolo.chapters.cifar10_claims import claims
-from diabolo.chapters.cifar10_numbers import _directions, gain
+from diabolo.chapters.cifar10_numbers import directions, gain
 from diabolo.language import shown
 from diabolo.metrics import ACTIVE_VARIANCE
 from known import SIGMAS
@@ -176,7 +176,7 @@ def test_the_gain_in_psnr_is_the_difference_and_its_error_that_of_the_bootstrap(
     assert found["se"] < apart / 2, "what the images share cancels"
 
 
-def test_directions_are_not_multiplied_by_turning_the_code():
+def testdirections_are_not_multiplied_by_turning_the_code():
     """Three directions of a code of twelve: turned, every unit is active, and still three directions are."""
     g = torch.Generator().manual_seed(0)
     straight = torch.zeros(500, 12, dtype=torch.float64)
@@ -184,5 +184,5 @@ def test_directions_are_not_multiplied_by_turning_the_code():
     turn = torch.linalg.qr(torch.randn(12, 12, generator=g, dtype=torch.float64))[0]
     turned = straight @ turn
     assert int((turned.var(0) > ACTIVE_VARIANCE).sum()) == 12
-    assert [_directions(code)["value"] for code in (straight, turned)] == [3, 3]
-    assert _directions(straight[:, :1]) == {"value": 1, "se": None, "of": 1, "n": 500}
+    assert [directions(code)["value"] for code in (straight, turned)] == [3, 3]
+    assert directions(straight[:, :1]) == {"value": 1, "se": None, "of": 1, "n": 500}

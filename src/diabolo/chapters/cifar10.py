@@ -89,7 +89,7 @@ def reproduce(
         InterruptedRun: after SIGINT or SIGTERM; the same command goes on.
     """
     began, progress, chosen = time.monotonic(), progress or Progress(), PLANS[plan]
-    configs = {name: _config(name, chosen, data) for name in chosen.names}
+    configs = {name: config_of(name, chosen, data) for name in chosen.names}
     jobs, reused = [Job(out / name, config, chosen.settings) for name, config in configs.items()], list[str]()
     finished = workers.run(jobs, access=access, device=device, progress=progress, reused=reused)
     made = {run.name: run for run in finished}
@@ -108,6 +108,7 @@ def reproduce(
     return parts.Result(report, everything, reused, time.monotonic() - began)
 
 
-def _config(name: str, plan: Plan, data: Sequence[str]) -> RunConfig:
+def config_of(name: str, plan: Plan, data: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a run in a plan."""
     preset, changes = {**RUNS, **LOCALITY}[name]
     return resolve(preset, [*data, *changes.split(), f"train.epochs={plan.epochs}", *plan.overrides]).config

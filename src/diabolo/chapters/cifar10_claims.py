@@ -66,7 +66,7 @@ def claims(numbers: Numbers) -> list[Claim]:
 
 
 @dataclass(frozen=True)
-class _Words:
+class Words:
     """How a claim is called and said, its rule, and what it means if it is supported or cannot be tested."""
 
     title: str
@@ -76,7 +76,7 @@ class _Words:
     untested: str
 
 
-def _decided(number: int, words: _Words, figures: Sequence[Figure], tested: bool) -> Claim:
+def decided(number: int, words: Words, figures: Sequence[Figure], tested: bool) -> Claim:
     """The verdict: every check has to hold; the sentence names those that do not."""
     failed = [say("{before}: {after}", before=f.label, after=f.value) for f in figures if f.holds is False]
     if not tested:
@@ -131,7 +131,7 @@ def _constant(numbers: Numbers) -> Claim:
                 surely_above(run["bits_per_dim"], UNIFORM),
             ),
         ]
-    words = _Words(
+    words = Words(
         title=say("A dropped constant hides a bad likelihood"),
         statement=say(
             "Read as \u2212(SSE + KL) per image with pixels in [0, 1], the article's {first} (no model named, "
@@ -161,7 +161,7 @@ def _constant(numbers: Numbers) -> Claim:
         ),
         untested=say("Neither C3 nor C4 was trained, so only the arithmetic stands here."),
     )
-    return _decided(1, words, figures, bool(own))
+    return decided(1, words, figures, bool(own))
 
 
 # ------------------------------------------------------------------------------------------------ 2: what sigma^2 leaves room for
@@ -181,7 +181,7 @@ def _variance(numbers: Numbers) -> Claim:
         Figure(say("{name} here: SSE + KL", name=NAMES[name]), plus(_minus(run["article"]), 2), None)
         for name, run in made.items()
     ]
-    words = _Words(
+    words = Words(
         title=say("\u03c3\u00b2 = 1/2 leaves room for few latents"),
         statement=say(
             "At \u03c3\u00b2 = 1/2 a linear model can use as many latents as the covariance has eigenvalues above "
@@ -207,7 +207,7 @@ def _variance(numbers: Numbers) -> Claim:
             "It needs a network trained at \u03c3\u00b2 = 1/2, and data that a pPCA with 20 latents can be fitted to."
         ),
     )
-    return _decided(2, words, figures, bool(made) and score is not None)
+    return decided(2, words, figures, bool(made) and score is not None)
 
 
 def _objective_of_pca(numbers: Numbers) -> dict[str, Any] | None:
@@ -254,7 +254,7 @@ def _optimum(numbers: Numbers) -> Claim:
     tested = [base for base in ("c2", "c4") if base in numbers["paired"]]
     limit = UNIFORM - FAR
     figures = [f for base in tested for f in _pair(numbers, base, limit)]
-    words = _Words(
+    words = Words(
         title=say("With its best \u03c3 the same network sees more"),
         statement=say(
             "With \u03c3 at its optimum the same networks, C2 and C4, use their latents: blur goes, and bits/dim "
@@ -273,7 +273,7 @@ def _optimum(numbers: Numbers) -> Claim:
         ),
         untested=say("No network was trained both with \u03c3\u00b2 = 1/2 and with \u03c3 at its optimum."),
     )
-    return _decided(3, words, figures, bool(tested))
+    return decided(3, words, figures, bool(tested))
 
 
 def _pair(numbers: Numbers, base: str, limit: float) -> list[Figure]:
@@ -315,7 +315,7 @@ _PERMUTED = ("c2-optimal-permuted", "c4-optimal-permuted")
 def _locality(numbers: Numbers) -> Claim:
     runs = numbers["runs"]
     tested = all(name in runs for name in (*_SEEDS, *_PERMUTED, "c4-optimal"))
-    words = _Words(
+    words = Words(
         title=say("What flattening loses is locality"),
         statement=say(
             'Locality, not "lost pixel relations", is what flattening costs: with the pixels of all images permuted '
@@ -334,7 +334,7 @@ def _locality(numbers: Numbers) -> Claim:
         ),
         untested=say("It needs runs on permuted pixels and two more seeds, which --locality and --full add."),
     )
-    return _decided(4, words, _moved(runs) if tested else [], tested)
+    return decided(4, words, _moved(runs) if tested else [], tested)
 
 
 def _moved(runs: Mapping[str, Any]) -> list[Figure]:

@@ -78,7 +78,7 @@ def _row(reading: Reading) -> Entry:
     return {
         **{name: dict(e[name]) for name in (*REQUIRED, *OPTIONAL) if name in e},
         "sse": _entry(sse),
-        "directions": _directions(reading.per_image["mean"]),
+        "directions": directions(reading.per_image["mean"]),
         "article": _entry(-(sse + reading.per_image["kl"].double())),
         "psnr_drawn": psnr(e["mse_sample"]["value"]),
         "dimensions": size,
@@ -89,7 +89,7 @@ def _row(reading: Reading) -> Entry:
     }
 
 
-def _directions(mean: Tensor) -> Entry:
+def directions(mean: Tensor) -> Entry:
     """How many principal axes of the posterior means (N, d) have a variance above that which makes a unit active.
 
     Active units are counted along the axes of the code. A network that turns its code spreads one direction over many units, so

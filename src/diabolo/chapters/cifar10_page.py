@@ -71,7 +71,7 @@ def write_page(
     """
     readings = _readings(made)
     page = _Page(readings, measured)
-    return write_template("cifar10.html.j2", out, lang, **page.values(), **_record(readings, stages))
+    return write_template("cifar10.html.j2", out, lang, **page.values(), **record(readings, stages))
 
 
 def verdicts(made: Mapping[str, Run], measured: Measured) -> dict[str, Any]:
@@ -89,8 +89,8 @@ def _readings(made: Mapping[str, Run]) -> dict[str, Reading]:
     return {name: tables.read(made[name], NAMES[name], gathering.REQUIRED) for name in gathering.in_order([*made])}
 
 
-def _record(readings: Mapping[str, Reading], stages: Mapping[str, float]) -> dict[str, Any]:
-    """Configuration, versions, hashes and time of all runs."""
+def record(readings: Mapping[str, Reading], stages: Mapping[str, float]) -> dict[str, Any]:
+    """What the last section of a chapter's page shows: configuration, versions, hashes and time of all runs."""
     everything = list(readings.values())
     return {
         "runs": everything,
@@ -146,18 +146,7 @@ class _Page:
     # ------------------------------------------------------------------------------------------------ captions
     def facts(self, names: Sequence[str] | Mapping[str, Any], unit: str, n: str, seed: str = "") -> Facts:
         """What a caption says of a figure of these runs: all of their likelihoods, seeds and numbers of epochs."""
-        chosen = [self.readings[name] for name in names]
-        each = [facts_of(r, unit=unit, n=n) for r in chosen]
-        seeds = joined("{before}, {after}", _once([str(r.config.get("seed", "")) for r in chosen]))
-        return replace(
-            each[0],
-            likelihood=each[0].likelihood if len(_once([f.likelihood for f in each])) == 1 else _likelihoods(chosen),
-            seed=seed or seeds,
-            epochs=self._epochs(chosen),
-        )
-
-    def _epochs(self, chosen: Sequence[Reading]) -> str:
-        return joined("{before}, {after}", _once([str(r.config["train"]["epochs"]) for r in chosen]))
+        return facts_of_all([self.readings[name] for name in names], unit, n, seed)
 
     def _n(self) -> str:
         return f"{next(iter(self.readings.values())).about['n']:,}"
@@ -173,7 +162,7 @@ class _Page:
         if name not in self.readings:
             return None
         reading = self.readings[name]
-        facts = replace(curve_facts(reading), epochs=self._epochs([reading]))
+        facts = replace(curve_facts(reading), epochs=epochs_of([reading]))
         return epoch_panels(f"{name}-curves", [reading]), facts
 
     def _scatter(self) -> tuple[Panel, Facts, list[tuple[Markup, str]]] | None:
@@ -191,17 +180,17 @@ class _Page:
             return None
         title = NAMES[name]
         panels = [
-            _grid(say("Real"), pictures.real, say("{n} real test images", n=len(pictures.real))),
+            image_panel(say("Real"), pictures.real, say("{n} real test images", n=len(pictures.real))),
             self._generated(name, say("Generated"), pictures.generated),
         ]
         if name == "c1":
             noisy = _with_noise(pictures.generated, pictures.seed)
             alt = say("The same images from {title}, with noise of variance 1/2", title=title)
-            panels.append(_grid(say("Generated, with its noise"), noisy, alt))
+            panels.append(image_panel(say("Generated, with its noise"), noisy, alt))
         return panels, self._picture_facts([name], len(pictures.real), len(pictures.generated), pictures.seed)
 
     def _generated(self, name: str, heading: str, images: Tensor) -> Panel:
-        return _grid(heading, images, say("{n} images from {title}", n=len(images), title=NAMES[name]))
+        return image_panel(heading, images, say("{n} images from {title}", n=len(images), title=NAMES[name]))
 
     def _picture_facts(self, names: Sequence[str], real: int, generated: int, seed: int) -> Facts:
         n = say("{real} images + {generated} generated", real=real, generated=generated)
@@ -231,8 +220,8 @@ class _Page:
             return None
         originals, rebuilt = self.pictures["strip"]
         names = [name for name in gathering.in_order([*rebuilt]) if name in self.readings]
-        rows = [_strip_row(say("test images"), originals)]
-        rows += [_strip_row(NAMES[name], rebuilt[name]) for name in names]
+        rows = [strip_row(say("test images"), originals)]
+        rows += [strip_row(NAMES[name], rebuilt[name]) for name in names]
         return rows, self.facts(names, say("pixel mean in [0, 1]"), say("{n} images", n=len(originals)))
 
     # ------------------------------------------------------------------------------------------------ the two drawings
@@ -261,14 +250,14 @@ class _Page:
     def _plane(self) -> tuple[list[Panel], Facts, list[tuple[Markup, str]]]:
         """The plane as a whole, and the corner where sigma^2 = 1/2 keeps the networks."""
         marks = {name: self._mark(name) for name in self.readings}
-        ppca = [m for row in self.linear["grid"] if (m := self._line_mark(row)) is not None]
+        ppca = [m for row in self.linear["grid"] if (m := line_mark(row, self.found["dimensions"])) is not None]
         rival = gathering.line(self.linear["grid"], gathering.RIVAL)
         reach = max([1.15 * m.x for m in marks.values()] + ([] if rival is None else [1.06 * rival["kl"]]))
         inside = [name for name in marks if name in (*FIXED, "c5-leaky", CONTROL)]
         corner = 1.4 * max([marks[name].x for name in inside], default=reach)
         apart = corner < 0.5 * reach  # then the whole plane leaves these names to the corner
         whole = [replace(m, name="") if apart and m.x < corner else m for m in [*marks.values(), *ppca]]
-        size, curve = self.found["dimensions"], self._curve()
+        size, curve = self.found["dimensions"], water_curve(self.linear["eigenvalues"])
         drawn = [("plane", say("All runs"), plots_rd.rate_plane(curve, whole, Contours(size), (0.0, reach)))]
         if apart:
             figure = plots_rd.rate_plane(curve, [*marks.values(), *ppca], Contours(size, 0.1), (0.0, corner))
@@ -287,32 +276,52 @@ class _Page:
         base = next(main for main in sorted(MAIN, key=len, reverse=True) if name.startswith(main))
         return Mark(NAMES[name], row["kl"]["value"], row["psnr_drawn"], self.series[base])
 
-    def _line_mark(self, row: Mapping[str, Any]) -> Mark | None:
-        if row["kl"] is None or row["sse"] is None:
-            return None
-        height = psnr(row["sse"] / self.found["dimensions"])
-        name = f"pPCA {row['latent']}"
-        if not row["fitted"]:
-            name = say("{name}, \u03c3\u00b2 = {variance}", name=name, variance=table.variance_told(row["variance"]))
-        return Mark(name, row["kl"], height, small=True)
 
-    def _curve(self) -> tuple[list[float], list[float]]:
-        """Water-filling over all levels between the largest eigenvalue and far below the smallest noise."""
-        values = torch.tensor(self.linear["eigenvalues"], dtype=torch.float64)
-        levels = torch.from_numpy(np.geomspace(1e-4 * values.max().item(), values.max().item(), _LEVELS))
-        rate, sse = linear.water_filling(values, levels)
-        heights = [psnr(error / self.found["dimensions"]) for error in sse.tolist()]
-        return rate.tolist(), heights
+# ------------------------------------------------------------------------------------------------ shared with other pages
+def line_mark(row: Mapping[str, Any], size: int) -> Mark | None:
+    """A pPCA of the table of lines, for images of `size` values, as a point of the plane of rate and distortion; None for what
+    has no latents."""
+    if row["kl"] is None or row["sse"] is None:
+        return None
+    name = f"pPCA {row['latent']}"
+    if not row["fitted"]:
+        name = say("{name}, \u03c3\u00b2 = {variance}", name=name, variance=table.variance_told(row["variance"]))
+    return Mark(name, row["kl"], psnr(row["sse"] / size), small=True)
+
+
+def water_curve(eigenvalues: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Rates and PSNRs of water-filling over all levels between the largest eigenvalue and far below the smallest noise."""
+    values = torch.tensor(eigenvalues, dtype=torch.float64)
+    levels = torch.from_numpy(np.geomspace(1e-4 * values.max().item(), values.max().item(), _LEVELS))
+    rate, sse = linear.water_filling(values, levels)
+    return rate.tolist(), [psnr(error / len(values)) for error in sse.tolist()]
+
+
+def facts_of_all(chosen: Sequence[Reading], unit: str, n: str, seed: str = "") -> Facts:
+    """What a caption says of a figure of several runs: all of their likelihoods, seeds and numbers of epochs."""
+    each = [facts_of(r, unit=unit, n=n) for r in chosen]
+    seeds = joined("{before}, {after}", once([str(r.config.get("seed", "")) for r in chosen]))
+    return replace(
+        each[0],
+        likelihood=each[0].likelihood if len(once([f.likelihood for f in each])) == 1 else _likelihoods(chosen),
+        seed=seed or seeds,
+        epochs=epochs_of(chosen),
+    )
+
+
+def epochs_of(chosen: Sequence[Reading]) -> str:
+    """The numbers of epochs of runs, each once."""
+    return joined("{before}, {after}", once([str(r.config["train"]["epochs"]) for r in chosen]))
 
 
 def _likelihoods(chosen: Sequence[Reading]) -> str:
     """Each likelihood once, with the range of its sigma."""
     told: list[str] = []
-    for name in _once([r.about["likelihood"] for r in chosen]):
+    for name in once([r.about["likelihood"] for r in chosen]):
         sigmas = [
             r.about["sigma"] for r in chosen if r.about["likelihood"] == name and r.about.get("sigma") is not None
         ]
-        ends = _once([f"{sigma:.4g}" for sigma in (min(sigmas), max(sigmas))]) if sigmas else []
+        ends = once([f"{sigma:.4g}" for sigma in (min(sigmas), max(sigmas))]) if sigmas else []
         if len(ends) == 2:
             told.append(say("{likelihood} with sigma from {low} to {high}", likelihood=name, low=ends[0], high=ends[1]))
         else:
@@ -320,17 +329,19 @@ def _likelihoods(chosen: Sequence[Reading]) -> str:
     return joined("{before}; {after}", told)
 
 
-def _once(texts: Sequence[str]) -> list[str]:
+def once(texts: Sequence[str]) -> list[str]:
     """Each text once, in order."""
     return list(dict.fromkeys(texts))
 
 
-def _grid(title: str, images: Tensor, alt: str, columns: int = 8) -> Panel:
+def image_panel(title: str, images: Tensor, alt: str, columns: int = 8) -> Panel:
+    """Images as a grid with a title."""
     return Panel(title, image=plots.image_grid(images.clamp(0, 1), columns), alt=alt)
 
 
-def _strip_row(title: str, images: Tensor) -> Panel:
-    return _grid(title, images, say("{n} images: {title}", n=len(images), title=title), len(images))
+def strip_row(title: str, images: Tensor) -> Panel:
+    """Images in one row."""
+    return image_panel(title, images, say("{n} images: {title}", n=len(images), title=title), len(images))
 
 
 def _with_noise(images: Tensor, seed: int) -> Tensor:
