@@ -79,8 +79,12 @@ def codes_of(run: runs.Run, dataset: Dataset, flips: bool, progress: Progress) -
         classes=dataset.spec.classes,
         examples=len(train),
     )
-    hashes = {"weights": runs.sha256(run.path / "weights.safetensors"), "data": dataset.hash, "flips": str(flips)}
-    return Dataset(spec=spec, train=train, test=test, hashes=hashes)
+    return Dataset(spec=spec, train=train, test=test, hashes=hashes_of(run, dataset, flips))
+
+
+def hashes_of(run: runs.Run, dataset: Dataset, flips: bool) -> dict[str, str]:
+    """What decides the codes of a run; env.json of a fit has it under "run"."""
+    return {"weights": runs.sha256(run.path / "weights.safetensors"), "data": dataset.hash, "flips": str(flips)}
 
 
 def _posterior(cache: Tensor) -> Distribution:

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from diabolo import evaluation, runs, training
+from diabolo import evaluation, fitting, runs, training
 from diabolo.config import RunConfig, read_json
 from diabolo.data import Dataset
 from diabolo.errors import DataError
 from diabolo.evaluation import Settings
 from diabolo.language import say
+from diabolo.prior_config import PriorConfig
 from diabolo.progress import Progress
 
 
@@ -75,6 +76,42 @@ def _move_aside(path: Path) -> Path:
     while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
         number += 1
     return path.rename(aside)
+
+
+def fitted_prior(
+    run: runs.Run, name: str, config: PriorConfig, dataset: Dataset, device: str, progress: Progress, reused: list[str]
+) -> Path:
+    """The directory RUN/priors/NAME: used again, gone on with, or fitted; one made from something else is moved aside."""
+    path = run.path / "priors" / name
+    state = _prior_state(path, run, config, dataset)
+    if state == "finished":
+        progress.say(f"{path}: fitted already (same configuration, codes and source), used again")
+        reused.append(str(path))
+        return path
+    progress.say(f"{path}: {'going on with its fit' if state == 'resumable' else 'fitting'}")
+    if state == "resumable":
+        return fitting.resume_fit(path, data=dataset, device=device, progress=progress)
+    if state == "other":
+        progress.say(f"{path}: made by another configuration, other codes or source; moved to {_move_aside(path)}")
+    return fitting.fit_prior(run, config, name=name, data=dataset, device=device, progress=progress)
+
+
+def _prior_state(path: Path, run: runs.Run, config: PriorConfig, dataset: Dataset) -> str:
+    """As `_state`, of a prior that is fitted to the codes of a run."""
+    if not path.exists():
+        return "absent"
+    try:
+        env, state = read_json(path / "env.json"), read_json(path / "status.json")["state"]
+        same = (
+            read_json(path / "config.json") == json.loads(json.dumps(config.to_dict()))
+            and env["run"] == fitting.hashes_of(run, dataset, config.flips)
+            and env["source_hash"] == training.training_source_hash()
+        )
+    except (DataError, LookupError):
+        return "other"
+    if same and state == "finished" and (path / "weights.safetensors").is_file():
+        return "finished"
+    return "resumable" if same and state != "finished" and runs.states(path) else "other"
 
 
 def evaluated(

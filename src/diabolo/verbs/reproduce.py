@@ -126,7 +126,8 @@ def _listed(as_json: bool) -> Answer:
     for about in CHAPTERS.values():
         size = f"download {megabytes(about.download)}, disk {megabytes(about.disk)}"
         lines.append(f"{about.name:13} {about.title}")
-        lines.append(f"{'':13} {size}, took {about.seconds / 60:.1f} min on {about.machine}")
+        took = "not timed yet" if about.seconds is None else f"took {about.seconds / 60:.1f} min on {about.machine}"
+        lines.append(f"{'':13} {size}, {took}")
     return Answer((*lines, "Run one with: diabolo reproduce NAME, or all with: diabolo reproduce all"))
 
 
