@@ -48,9 +48,9 @@ def entry(values, unit="nats/image", **more):
     return {"value": float(values.mean()), "se": se, "n": len(values), "unit": unit, "split": "test", **more}
 
 
-def make_run(folder, name, ess=2.0, epochs=5, n=N):
-    """A run directory whose evaluation agrees with its per-image values."""
-    network, width, latent, active, sigma, sse, kl = RUNS[name]
+def make_run(folder, name, ess=2.0, epochs=5, n=N, row=None):
+    """A run directory whose evaluation agrees with its per-image values; `row`: what `RUNS` has of others."""
+    network, width, latent, active, sigma, sse, kl = row or RUNS[name]
     path = make_fake_run(folder, name, normalised=True, n=n, subset=20).path
     run, variance = FakeRun(path), 0.5 if sigma is None else sigma**2
     g = torch.Generator().manual_seed(5)  # the same images for all runs

@@ -104,14 +104,14 @@ def _prior_state(path: Path, run: runs.Run, config: PriorConfig, dataset: Datase
         env, state = read_json(path / "env.json"), read_json(path / "status.json")["state"]
         same = (
             read_json(path / "config.json") == json.loads(json.dumps(config.to_dict()))
-            and env["run"] == fitting.hashes_of(run, dataset, config.flips)
-            and env["source_hash"] == training.training_source_hash()
+            and env["run"] == fitting.Source(run, dataset, config.flips).hashes
+            and env["source_hash"] == fitting.source_hash()
         )
     except (DataError, LookupError):
         return "other"
     if same and state == "finished" and (path / "weights.safetensors").is_file():
         return "finished"
-    return "resumable" if same and state != "finished" and runs.states(path) else "other"
+    return "resumable" if same and state != "finished" and (config.closed or runs.states(path)) else "other"
 
 
 def evaluated(

@@ -19,8 +19,8 @@ Found = Mapping[str, Any]
 
 #: Decibels that the sharp network is to reach.
 DECIBELS = 30.5
-#: What samples by class are to reach: the share that shows the class asked for; coverage as a share of that of training images; the
-#: Frechet distance as a share of the mixture's; the share that may be copied.
+#: What samples by class are to reach: the share that shows the class asked for; coverage as a share of that of training images;
+#: the Frechet distance as a share of the mixture's; the share that may be copied.
 ACCURACY, COVERED, CLOSER, COPIED = 0.5, 0.5, 0.5, 0.1
 #: The changes of the network, without that of the likelihood.
 _PARTS = ("short-vector", "short-no-blocks", "short-no-shortcut")
@@ -43,7 +43,9 @@ def _variance(found: Found) -> Claim:
         gain, fixed = found["gains"]["short-fixed"], runs["short-fixed"]
         used = [runs[name]["directions"]["value"] for name in (BASE, "short-fixed")]
         figures += [
-            Figure(say("active directions, \u03c3 learned \u2192 fixed"), f"{used[0]} \u2192 {used[1]}", used[1] < used[0]),
+            Figure(
+                say("active directions, \u03c3 learned \u2192 fixed"), f"{used[0]} \u2192 {used[1]}", used[1] < used[0]
+            ),
             Figure(
                 say("PSNR in dB at z = \u03bc, \u03c3 learned \u2192 fixed"),
                 f"{change(found, BASE, 'short-fixed', 'psnr', 2)} ({signed(gain['value'])} \u00b1 {number(gain['se'])})",
@@ -53,13 +55,18 @@ def _variance(found: Found) -> Claim:
         ]
     words = Words(
         title=say("\u03c3\u00b2 = 1/2 is enough to blur"),
-        statement=say("The sharp network itself is blurred if nothing but its \u03c3\u00b2 is set to that of the article's loss."),
+        statement=say(
+            "The sharp network itself is blurred if nothing but its \u03c3\u00b2 is set to that of the article's loss."
+        ),
         rule=say(
-            "Supported if fewer eigenvalues than latents exceed 1/2, and with \u03c3 fixed the same network in as many epochs has "
-            "fewer active directions and a PSNR that is lower by {sigmas} standard errors of the difference on the same images.",
+            "Supported if fewer eigenvalues than latents exceed 1/2, and with \u03c3 fixed the same network in as many epochs "
+            "has fewer active directions and a PSNR that is lower by {sigmas} standard errors of the difference on the "
+            "same images.",
             sigmas=SIGMAS,
         ),
-        supported=say("The network could do better, and is told not to: with \u03c3\u00b2 = 1/2 detail is not worth its nats."),
+        supported=say(
+            "The network could do better, and is told not to: with \u03c3\u00b2 = 1/2 detail is not worth its nats."
+        ),
         untested=say("It needs the ablation, which this plan leaves out."),
     )
     return decided(1, words, figures, tested)
@@ -67,7 +74,9 @@ def _variance(found: Found) -> Claim:
 
 def _room(found: Found, count: int, variance: float, told: str, holds: bool | None) -> Figure:
     total = f"{found['dimensions']:,}"
-    return Figure(say("eigenvalues above \u03c3\u00b2 = {variance}, of {total}", variance=told, total=total), f"{count}", holds)
+    return Figure(
+        say("eigenvalues above \u03c3\u00b2 = {variance}, of {total}", variance=told, total=total), f"{count}", holds
+    )
 
 
 # ------------------------------------------------------------------------------------------------ 2: the parts
@@ -123,8 +132,8 @@ def _linear(found: Found) -> Claim:
             decibels=number(DECIBELS, 1),
         ),
         rule=say(
-            "Supported if its bound on bits/dim lies below the exact value of that pPCA by {sigmas} standard errors, and its PSNR at "
-            "z = \u03bc is at least {decibels} dB.",
+            "Supported if its bound on bits/dim lies below the exact value of that pPCA by {sigmas} standard errors, and its "
+            "PSNR at z = \u03bc is at least {decibels} dB.",
             sigmas=SIGMAS,
             decibels=number(DECIBELS, 1),
         ),
@@ -147,27 +156,33 @@ def _prior(found: Found) -> Claim:
             "are, and are no copies; those of N(0, I), of the same decoder, are further from the images."
         ),
         rule=say(
-            "Supported if our classifier finds the class in {accuracy} % of them, their coverage is at least {covered} % of that of "
-            "training images, their Frechet distance is at most {closer} % of the mixture's, at most {copied} % are nearer to a "
-            "training image than 99 % of the test images are, and N(0, I) has a larger distance than the mixture by {sigmas} "
-            "standard errors.",
+            "Supported if our classifier finds the class in {accuracy} % of them, their coverage is at least {covered} % of that "
+            "of training images, their Frechet distance is at most {closer} % of the mixture's, at most {copied} % are nearer "
+            "to a training image than 99 % of the test images are, and N(0, I) has a larger distance than the mixture by "
+            "{sigmas} standard errors.",
             accuracy=number(100 * ACCURACY, 0),
             covered=number(100 * COVERED, 0),
             closer=number(100 * CLOSER, 0),
             copied=number(100 * COPIED, 0),
             sigmas=SIGMAS,
         ),
-        supported=say("The decoder could do it all along: what was missing was a prior that knows where the codes are."),
+        supported=say(
+            "The decoder could do it all along: what was missing was a prior that knows where the codes are."
+        ),
         untested=say("It needs classes that our classifier knows, that is CIFAR-10."),
     )
     return decided(4, words, figures, tested)
 
 
-def _reached(floor: Mapping[str, Any], own: Mapping[str, Any], mixture: Mapping[str, Any], flow: Mapping[str, Any]) -> list[Figure]:
+def _reached(
+    floor: Mapping[str, Any], own: Mapping[str, Any], mixture: Mapping[str, Any], flow: Mapping[str, Any]
+) -> list[Figure]:
     distances = [_frechet(name, row) for name, row in (("own", own), ("mixture", mixture), ("flow-class", flow))]
     share, limit = flow["coverage"]["value"], COVERED * floor["coverage"]["value"]
     return [
-        Figure(say("class recognised, %"), _percent(flow["class_accuracy"]), flow["class_accuracy"]["value"] >= ACCURACY),
+        Figure(
+            say("class recognised, %"), _percent(flow["class_accuracy"]), flow["class_accuracy"]["value"] >= ACCURACY
+        ),
         Figure(say("coverage, %"), _percent(flow["coverage"]), share >= limit),
         Figure(say("coverage of training images, %"), _percent(floor["coverage"]), None),
         Figure(*distances[0], surely_above(own["frechet"], mixture["frechet"]["value"])),

@@ -25,6 +25,7 @@ from diabolo.engine import pick_device
 from diabolo.errors import DataError
 from diabolo.language import say
 from diabolo.pictures import random_examples
+from diabolo.prior_config import OWN
 from diabolo.progress import Progress
 from diabolo.runs import Run
 from diabolo.sampling_table import ImageSet
@@ -84,7 +85,9 @@ def measure(
     found.seconds[str(say("linear models"))] = time.monotonic() - began
     found.numbers["parameters"] = {name: _parameters(run) for name, run in made.items()}
     found.numbers["priors"] = {name: _fit(made["sharp"], name) for name in priors}
-    found.seconds[str(say("fitting the priors"))] = sum(row["seconds"] for row in found.numbers["priors"].values())
+    found.seconds[str(say("fitting the priors"))] = sum(
+        row["seconds"] or 0.0 for row in found.numbers["priors"].values()
+    )
     began = time.monotonic()
     progress.say("pictures of each model")
     plans = drawn(made, dataset, priors, asked)
@@ -102,21 +105,19 @@ def _parameters(run: Run) -> int:
 
 
 def _fit(run: Run, name: str) -> dict[str, Any]:
-    """What fitting a prior gave: its rates, what it holds (a closed form has no parameters, but numbers), and its seconds."""
+    """What fitting a prior gave: its rates, how many numbers it holds, and its seconds, None of one in closed form."""
     path = run.path / "priors" / name
     prior = fitted.load_prior(path / "weights.safetensors")
     return {
         **read_json(path / "evaluation.json"),
-        "seconds": sum(row["seconds"] for row in Run(path).timing()),
+        "seconds": sum(row["seconds"] for row in Run(path).timing()) if (path / "timing.jsonl").is_file() else None,
         "numbers": sum(t.numel() for t in prior.state_dict().values()),
-        "epochs": read_json(path / "config.json")["train"]["epochs"],
-        "fitted_by": prior.fitted_by,
     }
 
 
 def weights_of(run: Run, prior: str) -> str:
     """SHA-256 of the weights that samples come from: those of a run, or of one of its priors."""
-    path = run.path if prior == fitted.OWN else run.path / "priors" / prior
+    path = run.path if prior == OWN else run.path / "priors" / prior
     return runs.sha256(path / "weights.safetensors")
 
 
@@ -135,8 +136,8 @@ class Drawn:
 def drawn(made: Mapping[str, Run], dataset: Dataset, priors: Sequence[str], asked: Asked) -> list[Drawn]:
     """Samples of the main run with its own prior and with each that was fitted, and of the article's models with theirs."""
     main, known = made["sharp"], bool(dataset.spec.classes)
-    plans = [Drawn(name, run, fitted.OWN) for name, run in made.items() if name.startswith("c")]
-    plans.append(Drawn("own", main, fitted.OWN))
+    plans = [Drawn(name, run, OWN) for name, run in made.items() if name.startswith("c")]
+    plans.append(Drawn("own", main, OWN))
     if "mixture" in priors:
         plans.append(Drawn("mixture", main, "mixture", known))
     if "flow_matching" in priors:
@@ -145,14 +146,10 @@ def drawn(made: Mapping[str, Run], dataset: Dataset, priors: Sequence[str], aske
     return plans
 
 
-def _levels(
-    plan: Drawn, n: int, classes: Tensor | None, seed: int, device: torch.device, progress: Progress
-) -> Tensor:
+def _levels(plan: Drawn, n: int, classes: Tensor | None, seed: int, device: torch.device, progress: Progress) -> Tensor:
     progress.say(f"drawing {n:,} samples: {plan.name}")
     asked = classes if plan.classes else None
-    return sampling.draw(
-        plan.run, n, seed, asked, plan.guidance, prior=plan.prior, device=device, progress=progress
-    )
+    return sampling.draw(plan.run, n, seed, asked, plan.guidance, prior=plan.prior, device=device, progress=progress)
 
 
 def _pictures(
@@ -242,13 +239,13 @@ def _wanted(
 
     rows = [
         _Wanted("floor", of("floor"), lambda: sampling_table.floor(dataset, n, seed)),
-        _Wanted("reconstructions", of("z = mu", weights_of(main, fitted.OWN)), reconstructions),
+        _Wanted("reconstructions", of("z = mu", weights_of(main, OWN)), reconstructions),
         _Wanted("ppca", of("ppca"), lambda: closed()[0]),
     ]
     if known and dataset.train.labels is not None:
         rows.append(_Wanted("gaussians", of("gaussians"), lambda: closed()[1]))
     for plan in plans:
-        weights = [weights_of(plan.run, fitted.OWN), weights_of(plan.run, plan.prior)]
+        weights = [weights_of(plan.run, OWN), weights_of(plan.run, plan.prior)]
         rows.append(_Wanted(plan.name, of(plan.classes, plan.guidance, *weights), partial(samples, plan)))
     return rows
 

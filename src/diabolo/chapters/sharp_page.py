@@ -130,7 +130,7 @@ class _Page:
         """Of each set of samples of the main run, those nearest to training images, over these."""
         kept = self.pictures["nearest"]
         names = [name for name in SETS if name in kept and name in ("own", "mixture", "flow", "flow-class")]
-        shown = [
+        shown: list[tuple[str, list[Panel]]] = [
             (SETS[name], [strip_row(say("samples"), kept[name][0]), strip_row(say("training images"), kept[name][1])])
             for name in names
         ]
@@ -141,8 +141,7 @@ class _Page:
     def _plane(self) -> tuple[list[Panel], Facts, list[tuple[Markup, str]]]:
         found, size = self.found, self.found["dimensions"]
         marks = [
-            Mark("", row["kl"]["value"], row["psnr_drawn"], self.series[name])
-            for name, row in found["runs"].items()
+            Mark("", row["kl"]["value"], row["psnr_drawn"], self.series[name]) for name, row in found["runs"].items()
         ]
         lines = [m for row in found["linear"]["grid"] if (m := line_mark(row, size)) is not None]
         reach = _REACH * max(mark.x for mark in marks)
@@ -153,6 +152,6 @@ class _Page:
         )
         names = list(found["runs"])
         n = f"{found['runs'][names[0]]['psnr']['n']:,}"
-        key = [(Markup(plots.swatch(self.series[name])), NAMES[name]) for name in names]
+        key: list[tuple[Markup, str]] = [(Markup(plots.swatch(self.series[name])), NAMES[name]) for name in names]
         facts = self._facts(names, say("nats/image, PSNR in dB"), n)
         return [drawing("", "plane", label, figure)], facts, key

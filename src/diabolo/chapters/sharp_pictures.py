@@ -85,7 +85,8 @@ def _grids(pictures: Mapping[str, Any], columns: int) -> Image.Image:
 
 def _first(images: Tensor, columns: int) -> Tensor:
     """The first columns of a grid of `_WIDEST`, whose rows are classes."""
-    return images.unflatten(0, (-1, _WIDEST))[:, :columns].flatten(0, 1)
+    kept: Tensor = images.unflatten(0, (-1, _WIDEST))[:, :columns]
+    return kept.flatten(0, 1)
 
 
 def _tiles(images: Tensor, columns: int) -> Image.Image:

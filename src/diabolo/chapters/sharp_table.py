@@ -1,4 +1,4 @@
-"""The tables of the sharp chapter as text: reconstructions with the lines in closed form, the ablation, the priors, the samples."""
+"""The tables of the sharp chapter as text: reconstructions beside closed forms, the ablation, the priors, the samples."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def priors(found: Found) -> list[tuple[str, list[str]]]:
             [
                 number(row["numbers"], 0),
                 *(_nats(row.get(key)) for key in ("own_rate", "rate", "rate_given_class", "gain")),
-                number(row["seconds"], 0),
+                "\u2013" if row["seconds"] is None else number(row["seconds"], 0),
             ],
         )
         for name, row in found["priors"].items()

@@ -67,7 +67,7 @@ def change(found: Found, before: str, after: str, metric: str, digits: int) -> s
 def summary(found: Found) -> list[tuple[str, str, str]]:
     """A label, a number and a remark a line."""
     main = found["runs"]["sharp"]
-    lines = [
+    lines: list[tuple[str, str, str]] = [
         (
             say("PSNR of the reconstructions"),
             say("{value} dB", value=number(main["psnr"]["value"])),
@@ -99,7 +99,7 @@ def summary(found: Found) -> list[tuple[str, str, str]]:
 def why(found: Found) -> list[str]:
     """Why the article's pictures were blurred and these are not, in the numbers of this page."""
     main, total = found["runs"]["sharp"], f"{found['dimensions']:,}"
-    told = [
+    told: list[str] = [
         say(
             "A loss of squared error plus KL is a Gaussian with \u03c3\u00b2 = 1/2. A latent number pays for itself only if "
             "it explains more variance than \u03c3\u00b2, and of {total} eigenvalues of the covariance of these images "
@@ -164,8 +164,9 @@ def reading(found: Found) -> list[str]:
     n = found["samples"]["about"]["n"]
     return [
         say(
-            "Bits/dim score x = (k + u)/256 with u uniform: a bound for the networks, exact for the models in closed form. All of "
-            "them are densities of one family, Gaussians with one \u03c3; another family would stand in a table of its own."
+            "Bits/dim score x = (k + u)/256 with u uniform: a bound for the networks, exact for the models in closed form. "
+            "All of them are densities of one family, Gaussians with one \u03c3; another family would stand in a table "
+            "of its own."
         ),
         say(
             "PSNR, SSIM, MSE and all pictures of reconstructions take z = \u03bc; the plane of rate and distortion draws z. PSNR "
@@ -176,8 +177,8 @@ def reading(found: Found) -> list[str]:
             "another seed would differ by more."
         ),
         say(
-            "Wall times are of this machine, the sharp network on all threads, the others on one each and side by side. Images "
-            "seen is what can be compared between machines."
+            "Wall times are of this machine, with as many threads as stands below; runs of one thread were trained side by "
+            "side. Images seen is what can be compared between machines."
         ),
         say(
             "All sets of the table of samples have n = {n} images. Their features are of a small classifier that was trained "

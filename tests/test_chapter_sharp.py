@@ -1,0 +1,293 @@
+"""The sharp chapter from runs to report on generated images, what is used again, and its page from made-up runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import sharp_made_up as made_up
+from cifar10_made_up import SHAPE
+from diabolo import registry
+from diabolo.chapters import (
+    CHAPTERS,
+    cifar10,
+    sharp,
+    sharp_claims,
+    sharp_numbers,
+    sharp_page,
+    sharp_pictures,
+    sharp_table,
+)
+from diabolo.chapters.sharp import ABLATION, ARTICLE, PLANS, PRIORS, Plan, reproduce
+from diabolo.chapters.sharp_measures import Asked
+from diabolo.config import resolve
+from diabolo.data import Access, load
+from diabolo.evaluation import Settings
+from diabolo.language import say
+from diabolo.progress import Progress
+from diabolo.report import write_template
+from diabolo.tables import read
+from one_process import one_after_another
+from test_language import english_words, texts_of
+from test_report import Page
+from test_sampling_table import Toy
+from undrawn import undrawn
+
+torch.set_num_threads(1)
+DATA = ("data=clouds", "data.examples=500", "data.size=8")
+_SMALL = ("train.epochs=1", "train.smoke=true", "train.lr=0.0001", "model.latent=(2,2,2)")
+_SMALL += tuple(f"model.{part}.widths=(4,4)" for part in ("encoder", "decoder"))
+SMALL = Plan(
+    main=_SMALL,
+    short=_SMALL,
+    ablation=("short", "short-fixed"),
+    article=("c1",),
+    priors={"flow_matching": ("train.epochs=1", "train.smoke=true", "prior.width=8", "prior.depth=1", "prior.steps=2")},
+    asked=Asked(n=100, features="toy"),
+    settings=Settings(k=0, elbo_samples=2, curve_k=(), curve_images=0, probes=False),
+)
+
+
+class Colours(Toy):
+    """The toy features of red alone."""
+
+    def __call__(self, images):
+        return torch.nn.functional.avg_pool2d(images[:, :1], 2).flatten(1)
+
+
+# ------------------------------------------------------------------------------------------------ from runs to report
+def make(patch, out, lang="en", plan=SMALL):
+    """The chapter in this process, on small images."""
+    undrawn(patch)
+    patch.setitem(registry._CATALOGUE["features"], "toy", Colours)
+    patch.setattr(sharp.workers, "run", one_after_another(lambda config: load("clouds", config.data.params, Access())))
+    patch.setitem(PLANS, "smoke", plan)
+    return reproduce(out, plan="smoke", device="cpu", data=DATA, progress=Progress(), lang=lang)
+
+
+@pytest.fixture(scope="module")
+def chapter(tmp_path_factory):
+    out = tmp_path_factory.mktemp("reproduce") / "sharp"
+    with pytest.MonkeyPatch.context() as patch:
+        return out, make(patch, out)
+
+
+def test_it_trains_fits_and_measures_and_says_so(chapter):
+    out, first = chapter
+    assert [run.name for run in first.runs] == ["sharp", "short", "short-fixed", "c1"] and not first.reused
+    assert {path.name for path in (out / "sharp" / "priors").iterdir()} == set(PRIORS)
+    measures = json.loads((out / "measures.json").read_text(encoding="utf-8"))
+    rows = [row["set"] for row in measures["samples"]["rows"]]
+    assert rows == ["floor", "reconstructions", "ppca", "gaussians", "c1", "own", "mixture", "flow", "flow-class"]
+    assert {row["n"] for row in measures["samples"]["rows"]} == {100}
+    page = re.sub(r"<[^>]+>", " ", first.report.read_text(encoding="utf-8")).replace("\u2212", "-")
+    for run in first.runs:
+        assert f"{run.evaluation()['psnr']['value']:.2f}" in page, run.name
+    assert {path.name for path in (out / "pictures").iterdir()} == {"strip.png", "samples.png", "top.png"}
+
+
+def test_what_is_finished_is_used_again_and_only_what_changed_is_measured(chapter, tmp_path, monkeypatch):
+    """A prior that is fitted anew has new samples; all other rows stand, and so do all runs."""
+    out = shutil.copytree(chapter[0], tmp_path / "sharp")
+    again = make(monkeypatch, out)
+    assert str(again.report) in again.reused and str(out / "sharp" / "priors" / "mixture") in again.reused
+    measured = []
+    whole = sharp.measure.__globals__["sampling_table"].measure
+    monkeypatch.setattr(
+        "diabolo.chapters.sharp_measures.sampling_table.measure",
+        lambda sets, *rest, **more: measured.append([s.name for s in sets]) or whole(sets, *rest, **more),
+    )
+    monkeypatch.setitem(PRIORS, "mixture", ("prior=mixture", "prior.shrinkage=9", "prior.components=1"))
+    before = json.loads((out / "samples.json").read_text(encoding="utf-8"))["rows"]
+    make(monkeypatch, out)
+    after = json.loads((out / "samples.json").read_text(encoding="utf-8"))["rows"]
+    assert measured == [["mixture"]]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [row["set"] != "mixture" for row in after]
+    assert (out / "sharp" / "priors" / "mixture.old-1").is_dir()
+
+
+def test_the_article_s_models_are_taken_from_their_own_chapter_where_they_are_finished(chapter, tmp_path, monkeypatch):
+    shutil.copytree(chapter[0] / "c1", tmp_path / "cifar10" / "c1")
+    dataset = load("clouds", {"examples": 500, "size": 8}, Access())
+    monkeypatch.setitem(PLANS, "smoke", SMALL)
+    jobs = {job.path: job for job in sharp._jobs(tmp_path / "sharp", "smoke", DATA, dataset)}
+    assert tmp_path / "sharp" / "c1" in jobs, "its evaluation is not the one that chapter asks for"
+    theirs = cifar10.PLANS["smoke"]
+    monkeypatch.setitem(cifar10.PLANS, "smoke", cifar10.Plan(1, theirs.names, SMALL.settings, theirs.overrides))
+    jobs = {job.path: job for job in sharp._jobs(tmp_path / "sharp", "smoke", DATA, dataset)}
+    assert tmp_path / "cifar10" / "c1" in jobs and tmp_path / "sharp" / "c1" not in jobs
+
+
+# ------------------------------------------------------------------------------------------------ what is run
+def test_plans_are_those_that_the_list_names():
+    assert set(CHAPTERS["sharp"].plans) == set(PLANS) <= {"normal", *cifar10.PLANS}
+    assert PLANS["normal"].asked.n is None, "10,000"
+    assert PLANS["normal"].settings == PLANS["quick"].settings, "or finished runs could not be used again"
+
+
+def test_each_run_of_the_ablation_changes_one_thing():
+    base = resolve(sharp._PRESET, PLANS["normal"].short).config.to_dict()
+    changed = {
+        "short": set(),
+        "short-fixed": {"likelihood"},
+        "short-vector": {"latent"},
+        "short-no-blocks": {"encoder", "decoder"},
+        "short-no-shortcut": {"encoder", "decoder"},
+    }
+    for name, words in ABLATION.items():
+        found = resolve(sharp._PRESET, [*words.split(), *PLANS["normal"].short]).config.to_dict()
+        assert {key for key in found["model"] if found["model"][key] != base["model"][key]} == changed[name]
+        assert {**found, "model": None} == {**base, "model": None}, "as many images seen, in the same way"
+    assert set(changed) == set(ABLATION)
+    assert resolve(sharp._PRESET, ABLATION["short-fixed"].split()).config.model.likelihood.params["scale"] ** 2 == (
+        pytest.approx(0.5, abs=1e-15)
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the page
+STAGES = {say("training"): 1000.0, "ELBO": 20.0}
+#: Names and symbols that are the same in Chinese, beyond those of the other pages.
+WORDS = {"CIFAR", "ConvVAE", "pPCA", "FID", "cifar", "test", "resnet", "mlp", "conv", "cifar10_classifier", "fff"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return made_up.make_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def write(made, tmp_path_factory):
+    """Pages of runs by name, drawn once and written in any language."""
+    folder, drawn = tmp_path_factory.mktemp("pages"), {}
+
+    def written(names=tuple(made_up.ALL), plan="normal", lang="en"):
+        key = (plan, *names)
+        if key not in drawn:
+            with pytest.MonkeyPatch.context() as patch:
+                undrawn(patch)
+                patch.setattr(sharp_page, "write_template", lambda *_, **values: drawn.setdefault(key, values))
+                runs = {name: made[name] for name in names}
+                sharp_page.write_page(folder / "none", runs, made_up.make_measured(names, plan), STAGES)
+        return Page(write_template("sharp.html.j2", folder / f"{lang}.html", lang, **drawn[key]))
+
+    return written
+
+
+def found_of(made, names=tuple(made_up.ALL), rows=None):
+    readings = {name: read(made[name], name) for name in names}
+    return sharp_numbers.gathered(readings, made_up.make_numbers(rows=rows))
+
+
+def test_every_number_of_the_table_is_that_of_its_evaluation(write, made):
+    seen = set()
+    for cell in (e.attributes for e in write().all("td") if "data-run" in e.attributes):
+        name, metric, value = cell["data-run"], cell["data-metric"], float(cell["data-value"])
+        seen.add((name, metric))
+        if name in made and metric in made[name].evaluation():
+            assert value == pytest.approx(made[name].evaluation()[metric]["value"], rel=1e-12)
+    assert {(name, metric) for name in made for metric in sharp_table.COLUMNS} <= seen
+    assert ("line-full", "bits_per_dim") in seen and ("line-full", "kl") not in seen, "it has no latents"
+
+
+def test_families_are_never_in_one_table_and_the_lines_are_among_gaussians(made):
+    found = found_of(made)
+    found["runs"]["c1"]["family"] = "logistic"
+    gaussian, logistic = sharp_table.groups(found)
+    assert [row.name for row in logistic.rows] == ["c1"]
+    assert [row.bits for row in gaussian.rows] == sorted(row.bits for row in gaussian.rows)
+    assert {"line-full", "sharp", "short"} <= {row.name for row in gaussian.rows}
+
+
+def test_the_ablation_is_measured_on_the_same_images(made):
+    rows = sharp_table.ablation(found_of(made))
+    assert [row.name for row in rows] == list(ABLATION)
+    a, b = (made[name].per_image()["mse_mean"].double().mean() for name in ("short", "short-vector"))
+    assert f"{10 * torch.log10(a / b).item():+.2f}".replace("-", "\u2212") in str(rows[2].described)
+    assert sharp_table.ablation(found_of(made, ("sharp",))) == []
+
+
+def verdicts(found):
+    return [claim.verdict for claim in sharp_claims.claims(found)]
+
+
+def test_claims_are_decided_by_their_rules(made):
+    found = found_of(made)
+    assert verdicts(found)[0] == "not supported", "as many active directions, as these runs are made up"
+    found["runs"]["short-fixed"]["directions"]["value"] = 9
+    assert verdicts(found) == ["supported"] * 4
+    assert verdicts(found_of(made, ("sharp",)))[:2] == ["not tested"] * 2
+    found["gains"]["short-fixed"] = {"value": -0.1, "se": 0.05, "n": 80}
+    found["gains"]["short-no-blocks"] = {"value": 0.3, "se": 0.01, "n": 80}
+    found["runs"]["sharp"]["psnr"]["value"] = 30.4
+    assert verdicts(found)[:3] == ["not supported"] * 3
+    found["linear"] = {"dequantized": [], "grid": [], "eigenvalues": found["linear"]["eigenvalues"]}
+    assert verdicts(found)[2] == "not tested"
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("flow-class", (21.0, 0.6, 0.7, 0.02)),  # not half of the mixture's distance
+        ("flow-class", (15.0, 0.4, 0.7, 0.02)),  # coverage
+        ("flow-class", (15.0, 0.6, 0.4, 0.02)),  # the class asked for
+        ("flow-class", (15.0, 0.6, 0.7, 0.2)),  # copies
+        ("own", (40.5, 0.05, None, 0.01)),  # no further from the images than the mixture, surely
+    ],
+)
+def test_each_aim_of_the_samples_is_needed(made, name, row):
+    found = found_of(made, ("sharp",), rows={**made_up.SAMPLES, name: row})
+    assert verdicts(found)[3] == "not supported"
+
+
+def test_samples_without_classes_are_not_judged(made):
+    rows = {name: row for name, row in made_up.SAMPLES.items() if name != "flow-class"}
+    assert verdicts(found_of(made, ("sharp",), rows=rows))[3] == "not tested"
+
+
+def test_no_english_is_left_on_a_chinese_page(write):
+    for plan in ("normal", "smoke", "quick"):
+        page = write(plan=plan, lang="zh")
+        run_names = re.compile(r"\b(?:short(?:-[a-z]+)*|sharp|c\d(?:-[a-z0-9]+)*)\b|class\d|f{12}")
+        for text in texts_of(page):
+            assert not english_words(run_names.sub(" ", text)) - WORDS, text
+
+
+def test_a_smoke_run_says_that_its_numbers_mean_nothing(write):
+    assert "mean nothing" in write(plan="smoke").source and "mean nothing" not in write().source
+    assert "The ablation is left out" in write(("sharp", "c4"), "quick").source
+
+
+def test_the_page_is_one_file_whose_references_resolve(write):
+    page = write()
+    ids = {e.attributes["id"] for e in page.elements if "id" in e.attributes}
+    for e in page.elements:
+        target = e.attributes.get("href") or e.attributes.get("src") or "#claims"
+        assert target.startswith("data:") or target.removeprefix("#") in ids
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+def test_the_pictures_fit_a_first_page(tmp_path):
+    """Of noise, which no file makes smaller, there are fewer columns."""
+    pictures = made_up.make_measured()
+    top = next(path for path in sharp_pictures.write_pictures(tmp_path, pictures) if path.stem == "top")
+    noisy = Image.open(top).size
+    assert top.stat().st_size < sharp_pictures.LIMIT
+    for key in ("real", "strip", "grids"):
+        flat = torch.zeros_like
+        value = pictures.pictures[key]
+        pictures.pictures[key] = flat(value) if key == "real" else {name: flat(x) for name, x in value.items()}
+    sharp_pictures.write_pictures(tmp_path, pictures)
+    assert Image.open(top).size[0] > noisy[0]
+
+
+def test_a_row_of_a_grid_keeps_its_class_when_columns_are_left_out():
+    rows = torch.arange(10.0).repeat_interleave(6)
+    assert sharp_pictures._first(rows[:, None, None, None].expand(60, *SHAPE), 2)[:, 0, 0, 0].tolist() == [
+        number for number in range(10) for _ in range(2)
+    ]
+    assert set(ARTICLE) <= set(cifar10.RUNS)
