@@ -271,18 +271,23 @@ def test_the_page_is_one_file_whose_references_resolve(write):
 
 
 # ------------------------------------------------------------------------------------------------ pictures
-def test_the_pictures_fit_a_first_page(tmp_path):
-    """Of noise, which no file makes smaller, there are fewer columns."""
-    pictures = made_up.make_measured()
-    top = next(path for path in sharp_pictures.write_pictures(tmp_path, pictures) if path.stem == "top")
-    noisy = Image.open(top).size
-    assert top.stat().st_size < sharp_pictures.LIMIT
-    for key in ("real", "strip", "grids"):
-        flat = torch.zeros_like
-        value = pictures.pictures[key]
-        pictures.pictures[key] = flat(value) if key == "real" else {name: flat(x) for name, x in value.items()}
-    sharp_pictures.write_pictures(tmp_path, pictures)
-    assert Image.open(top).size[0] > noisy[0]
+def test_the_pictures_fit_a_first_page(tmp_path, monkeypatch):
+    """Where they would have too many bytes, there are fewer columns."""
+    measured = made_up.make_measured()
+    for key in ("strip", "grids"):
+        measured.pictures[key] = {name: torch.zeros_like(x) for name, x in measured.pictures[key].items()}
+    wide = drawn_in(tmp_path, measured)
+    monkeypatch.setattr(sharp_pictures, "LIMIT", (tmp_path / "top.png").stat().st_size)
+    narrow = drawn_in(tmp_path, measured)
+    assert narrow[0] < wide[0] and narrow[1] == wide[1]
+    assert (tmp_path / "top.png").stat().st_size < sharp_pictures.LIMIT
+
+
+def drawn_in(folder, measured):
+    """The size in pixels of the picture of all."""
+    sharp_pictures.write_pictures(folder, measured)
+    with Image.open(folder / "top.png") as top:
+        return top.size
 
 
 def test_a_row_of_a_grid_keeps_its_class_when_columns_are_left_out():

@@ -707,9 +707,10 @@ def test_listings_name_everything(say):
         "what is in memory is nowhere to be got"
     )
     chapters = say("reproduce", "--json").json
-    assert [c["name"] for c in chapters] == ["mnist", "autoencoders", "cifar10"]
+    assert [c["name"] for c in chapters] == ["mnist", "autoencoders", "cifar10", "sharp"]
     assert chapters[0]["download"] >= COLLECTIONS["mnist"].download
-    assert all(c["seconds"] > 60 for c in chapters), "the measured time is shown before anything starts"
+    timed = [c["seconds"] for c in chapters if c["seconds"] is not None]
+    assert len(timed) >= 3 and min(timed) > 60, "the measured time is shown before anything starts"
 
 
 def test_doctor_describes_the_environment(say):

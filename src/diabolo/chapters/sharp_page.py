@@ -100,7 +100,7 @@ class _Page:
             "plane": self._plane(),
             "headings": sampling_table.headings(test["about"])[1:],
             "samples": table.samples(found),
-            "sample_notes": [note.replace("+-", "\u00b1") for note in sampling_table.notes(test)],
+            "sample_notes": sampling_table.notes(test),
         }
 
     def _facts(self, names: Sequence[str], unit: str, n: str, seed: str = "") -> Facts:

@@ -49,9 +49,10 @@ def write_pictures(folder: Path, measured: Shown) -> list[Path]:
     """
     for columns in range(_WIDEST, _NARROWEST - 1, -1):
         strip, grids = _strip(measured.pictures, 2 * columns), _grids(measured.pictures, columns)
-        made = {"strip": _png(strip), "samples": _png(grids), "top": _png(_stacked([strip, grids]))}
-        if len(made["top"]) < LIMIT:
+        top = _png(_stacked([strip, grids]))
+        if len(top) < LIMIT:
             break
+    made = {"strip": _png(strip), "samples": _png(grids), "top": top}
     for name, content in made.items():
         runs.write_bytes(folder / f"{name}.png", content)
     return [folder / f"{name}.png" for name in made]
