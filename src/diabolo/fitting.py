@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from diabolo import data as data_module
-from diabolo import fitted, runs
+from diabolo import fitted, packaged, runs
 from diabolo.compiling import repays
 from diabolo.config import read_json
 from diabolo.data import Access, Dataset, Loader
@@ -144,9 +144,10 @@ def fit_prior(
     """Fit a prior to the codes of a run's training images and write it to RUN/priors/NAME.
 
     Raises:
-        UsageError: if there is one of this name already, or the prior does not fit the codes.
+        UsageError: if there is one of this name already, the prior does not fit the codes, or the run is a pretrained model.
         DataError: if the data cannot be had.
     """
+    packaged.refuse_change(run.path, "fit-prior")
     path = run.path / "priors" / (name or config.prior.name)
     if path.exists() and any(path.iterdir()):
         raise UsageError(

@@ -9,14 +9,19 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from diabolo import durations
+from diabolo import durations, packaged
+from diabolo.config import read_json
 from diabolo.errors import UsageError
 from diabolo.options import DataOptions, Device, Imports, Json, RunPath, existing_run, import_modules
 from diabolo.prior_config import resolve_prior
 from diabolo.verbs.shared import Answer, progress
 
 Words = Annotated[
-    str, Parameter(help="prior=NAME, then key=value, for example prior=flow_matching train.epochs=30 flips=true")
+    str,
+    Parameter(
+        help="prior=NAME, then key=value, for example prior=flow_matching train.epochs=30 flips=true; preset=NAME, or nothing, "
+        "where a prior belongs to a preset."
+    ),
 ]
 
 
@@ -37,7 +42,9 @@ def fit_prior(
     """
     import_modules(import_)
     existing_run(run)
-    config, limit = resolve_prior(words), math.inf if time is None else durations.seconds(time)
+    packaged.refuse_change(run, "fit-prior")
+    preset = str(read_json(run / "config.json").get("preset", ""))
+    config, limit = resolve_prior(words, preset), math.inf if time is None else durations.seconds(time)
     if name and (Path(name).name != name or name.startswith(".")):
         raise UsageError(f"--name {name} is refused", "It is the name of one folder below RUN/priors.")
     from diabolo.fitting import fit_prior
@@ -61,8 +68,6 @@ def resumed(path: Path, options: DataOptions, device: str, time: float, as_json:
 
 def shown_fit(path: Path, as_json: bool) -> Answer:
     """What a fit gave."""
-    from diabolo.config import read_json
-
     found = read_json(path / "evaluation.json")
     return Answer(data=found) if as_json else Answer(tuple(_lines(path, found)))
 

@@ -73,7 +73,7 @@ def sample(
     count = n if y is None else len(y)
     model = fitted.model_of(opened, name)
     images = sampling.means(model, count, seed, y, temperature=temperature, guidance=asked.guidance)
-    target = out or run / "samples.png"
+    target = out or opened.place("samples.png")
     write_bytes(target, sample_grid(images, math.ceil(math.sqrt(n)) if asked.classes != EACH else n))
     return Answer((
         f"samples: {target}  (n = {count}, {asked.sentence(name)}; temperature {temperature:g}, seed {seed})",
