@@ -194,14 +194,15 @@ class Velocity(nn.Module):
         h = self.enter(self._cut(z)) + self.place
         for block in self.blocks:
             h = block(h, shared)
-        velocity: Tensor = self._joined(self.leave(self.last(h)))
-        return velocity
+        return self._joined(self.leave(self.last(h)))
 
     def _cut(self, z: Tensor) -> Tensor:
         """Tokens (B, T, values) of codes."""
+        tokens: Tensor
         if len(self.latent_shape) == 1:
-            return z.unflatten(1, (-1, self.patch))
-        tokens: Tensor = F.pixel_unshuffle(z, self.patch).flatten(2).mT
+            tokens = z.unflatten(1, (-1, self.patch))
+        else:
+            tokens = F.pixel_unshuffle(z, self.patch).flatten(2).mT
         return tokens
 
     def _joined(self, h: Tensor) -> Tensor:
