@@ -93,4 +93,8 @@ def told(found: Mapping[str, Any]) -> str:
 
 
 def _numbers(result: Mapping[str, Any]) -> str:
-    return ", ".join(f"{what} {entry['value']:.4g} {entry['unit']}" for what, entry in result.items()) or "not measured"
+    return ", ".join(f"{what} {_number(entry)}" for what, entry in result.items()) or "not measured"
+
+
+def _number(entry: Mapping[str, Any]) -> str:
+    return f"{100 * entry['value']:.1f} %" if entry["unit"] == "share" else f"{entry['value']:.4g} {entry['unit']}"

@@ -444,8 +444,12 @@ class Described(Protocol):
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], config: Described, spec: DataSpec) -> None:
     """Write weights with all that is needed to build their model, or a prior."""
+    write_described(path, weights, {"schema": SCHEMA, "config": config.to_dict(), "spec": asdict(spec)})
+
+
+def write_described(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write weights with what `read_weights` gives back."""
     # one entry: the format keeps several in no fixed order, and equal runs are to give equal bytes
-    about = {"schema": SCHEMA, "config": config.to_dict(), "spec": asdict(spec)}
     write_tensors(path, weights, {"diabolo": json.dumps(about)})
 
 
