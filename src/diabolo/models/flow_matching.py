@@ -235,6 +235,10 @@ class Block(nn.Module):
         return found
 
     def _attended(self, h: Tensor) -> Tensor:
-        q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed: Tensor = self.mix(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = (
+            self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # each (B, heads, T, width / heads)
+        # spelled out: for a few tokens the backward pass of torch's fused attention takes longer on a processor than all else
+        attention = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1)
+        mixed: Tensor = self.mix((attention @ v).transpose(1, 2).flatten(2))
         return mixed
