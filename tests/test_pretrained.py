@@ -193,6 +193,7 @@ def test_a_pretrained_model_is_not_worked_on(say, packed):
     ):
         told = say(*words, code=2)
         assert "pretrained:small stays as it is" in told and all(f"diabolo {verb} small" in told for verb in verbs)
+    assert "diabolo evaluate small" in say("compare", NAME, NAME, code=3)
     for change in (diabolo.resume, lambda run: compression.codec_path(runs.Run(run), 0).open("rb")):
         with pytest.raises((UsageError, FileNotFoundError)):
             change(NAME)

@@ -66,6 +66,12 @@ def about(run: Path) -> dict[str, Any]:
     return found
 
 
+def copied(path: Path, *verbs: str) -> str:
+    """The sentence that says how a pretrained model is copied, and `verbs` work on the copy."""
+    words = [f"cp -r {shlex.quote(str(path))} {path.name}", *(f"diabolo {verb} {path.name}" for verb in verbs)]
+    return f"Work on a copy: {' && '.join(words)}"
+
+
 def refuse_change(run: str | Path, *verbs: str) -> None:
     """Refuse to write into a pretrained model, with the commands that copy it and give `verbs` the copy; without verbs, with
     the one that repeats its training.
@@ -76,12 +82,11 @@ def refuse_change(run: str | Path, *verbs: str) -> None:
     path = located(run)
     if not is_packaged(path):
         return
-    copied = [f"cp -r {shlex.quote(str(path))} {path.name}", *(f"diabolo {verb} {path.name}" for verb in verbs)]
     again = f"diabolo train {shlex.quote(str(path / 'config.json'))}"
     raise UsageError(
         f"{PREFIX}{path.name} stays as it is",
         "It is part of the installed package.",
-        f"Work on a copy: {' && '.join(copied)}" if verbs else f"Repeat its training with: {again}",
+        copied(path, *verbs) if verbs else f"Repeat its training with: {again}",
     )
 
 

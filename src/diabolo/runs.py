@@ -406,6 +406,9 @@ class Run:
         return found
 
     def per_image(self) -> dict[str, Tensor]:
+        if packaged.is_packaged(self.path):
+            why = "What was measured of each image does not come with the package."
+            raise DataError(f"{self.path} cannot be compared", why, packaged.copied(self.path, "evaluate"))
         return _load_tensors(self.path / "per_image.safetensors")
 
     def model(self) -> Autoencoder:
