@@ -310,6 +310,7 @@ ELSEWHERE = {
     ("dataset", "packed"): "test_data_packed.test_losses_and_evaluation_are_those_from_memory",
     ("prior", "mixture"): "test_fitted_priors.test_expectation_maximisation_finds_a_known_mixture",
     ("prior", "coupling_flow"): "test_fitted_priors.test_a_few_steps_of_fitting_find_what_a_gaussian_misses",
+    ("prior", "flow_matching"): "test_flow_matching.test_the_exact_velocity_carries_noise_to_the_gaussian",
 }
 
 

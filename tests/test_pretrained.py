@@ -39,7 +39,7 @@ SMALL = Settings(k=0, elbo_samples=2, curve_images=0, probes=False)
 NETWORK = ("model.latent=2,2,2", "model.encoder.widths=4,4", "model.decoder.widths=4,4", "train.compile=off")
 FAST = ("data=digits", "train.epochs=1", "train.batch=256", "train.precision=fp32")
 FLOW = ("train.epochs=1", "train.batch=500", "prior.width=8", "prior.depth=1", "prior.heads=2", "prior.steps=2")
-DENSE = ["prior=coupling_flow", "prior.layers=2", "prior.width=8", "train.epochs=1", "train.compile=off"]
+DENSE = ["prior=mixture", "prior.components=1"]
 PRIORS = {"dense": DENSE, "few": ["prior=flow_matching", *FLOW, "train.compile=off"]}
 NAME = "pretrained:small"
 
@@ -137,7 +137,7 @@ def test_about_json_says_how_the_model_came_to_be(run, packed):
     fitted = about["priors"]["few"]["command"].split()
     assert fitted[:3] == ["diabolo", "fit-prior", "RUN"] and fitted[-2:] == ["--name", "few"]
     assert resolve_prior(fitted[3:-2]) == resolve_prior(PRIORS["few"])
-    assert about["priors"]["dense"]["command"].split()[:4] == ["diabolo", "fit-prior", "RUN", "prior=coupling_flow"]
+    assert about["priors"]["dense"]["command"] == "diabolo fit-prior RUN prior=mixture prior.components=1 --name dense"
     assert about["commands"][1:] == [
         *(p["command"] for p in about["priors"].values()),
         "python tools/pack_pretrained.py ...",

@@ -41,10 +41,9 @@ def plain_loop(config, dataset):
             optimiser.zero_grad()
             (bce + kl).mean().backward()
             optimiser.step()
-            average = {
-                name: t.lerp(model.state_dict()[name], 1 - (config.train.ema or 0)) for name, t in average.items()
-            }
             step += 1
+            decay = min(config.train.ema, step / (step + 9))
+            average = {name: t.lerp(model.state_dict()[name], 1 - decay) for name, t in average.items()}
         epochs.append(({name: t.clone() for name, t in model.state_dict().items()}, average))
     return epochs
 

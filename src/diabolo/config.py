@@ -461,10 +461,10 @@ def check_bounds(values: Mapping[str, Any]) -> None:
     for path in _POSITIVE:
         if values.get(path) is not None and not values[path] > 0:
             raise UsageError(f"{path}={values[path]} is refused", "It must be greater than 0.")
-    if not values["train.warmup"] < 1:
+    if not values.get("train.warmup", 0) < 1:
         raise UsageError(
             f"train.warmup={values['train.warmup']} is refused",
             "It is the share of all steps that the rate rises: below 1.",
         )
-    if not values["train.ema"] < 1:
+    if not values.get("train.ema", 0) < 1:
         raise UsageError(f"train.ema={values['train.ema']} is refused", "It must be below 1; 0 switches averaging off.")

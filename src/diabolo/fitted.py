@@ -12,16 +12,15 @@ from diabolo import packaged, runs
 from diabolo.config import read_json
 from diabolo.data import Dataset, Loader
 from diabolo.errors import DataError, UsageError, did_you_mean
-from diabolo.metrics import float64, mean_and_se
+from diabolo.metrics import examples_at_a_time, float64, mean_and_se
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.build import build_prior
 from diabolo.models.distributions import keyed_sample
 from diabolo.models.priors import Prior
-from diabolo.prior_config import prior_from_dict
+from diabolo.prior_config import OWN, prior_from_dict
+from diabolo.progress import Progress
 from diabolo.seeds import fold, mix
 
-#: The name under which the model's own prior is asked for.
-OWN = "own"
 _TOGETHER = 500
 
 
@@ -33,15 +32,22 @@ def names(run: runs.Run) -> list[str]:
     return [path.parent.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
 
+def state(run: runs.Run, name: str) -> str:
+    """How the fit of a prior ended: finished, stopped, interrupted, ...; finished of the model's own."""
+    return "finished" if name == OWN else str(read_json(run.path / "priors" / name / "status.json").get("state"))
+
+
 def chosen(run: runs.Run, name: str | None) -> str:
-    """The prior to draw from: the one asked for, else the one fitted last, else the model's own.
+    """The prior to draw from: the one asked for, else the one fitted last of those that came to their end, or to the end of their
+    time, else the model's own.
 
     Raises:
         UsageError: if the run has no prior of this name.
     """
     known = names(run)
     if name is None:
-        return known[-1] if known else OWN
+        whole = [other for other in known if state(run, other) in {"finished", "stopped"}]
+        return whole[-1] if whole else OWN
     if name not in {*known, OWN}:
         remedy = f"Fit one with: diabolo fit-prior {run.path} prior=flow_matching"
         raise UsageError(f"{run.path} has no prior {name!r}", did_you_mean(name, [*known, OWN]), remedy)
@@ -57,7 +63,7 @@ def load_prior(path: Path) -> Prior:
     tensors, about = runs.read_weights(path)
     try:
         config, spec = prior_from_dict(about["config"]), runs.spec_from_dict(about["spec"])
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, DataError) as error:
         raise DataError(f"{path} holds no prior that can be read", str(error)) from error
     channels, *positions = spec.shape
     with torch.random.fork_rng(devices=[]):
@@ -77,7 +83,7 @@ def model_of(run: runs.Run, name: str) -> Autoencoder:
     if name == OWN:
         return model
     path = run.path / "priors" / name
-    if read_json(path / "env.json")["run"]["weights"] != runs.sha256(run.path / "weights.safetensors"):
+    if read_json(path / "env.json").get("run", {}).get("weights") != runs.sha256(run.path / "weights.safetensors"):
         raise DataError(
             f"{path} was fitted to the codes of other weights",
             "The run's weights have changed since.",
@@ -88,16 +94,32 @@ def model_of(run: runs.Run, name: str) -> Autoencoder:
 
 
 @torch.no_grad()
-def measure(run: runs.Run, name: str, dataset: Dataset) -> dict[str, Any]:
+def measure(
+    run: runs.Run, name: str, dataset: Dataset, device: torch.device | str = "cpu", progress: Progress | None = None
+) -> dict[str, Any]:
     r"""Measure a prior's rate on the test split, E_q[log q(z|x) - log p(z)], beside that of the model's own, and write
     priors/NAME/evaluation.json.
 
     Both at the same draw of z for each image, nats per example: `rate`, `own_rate`, and `gain`, their paired difference, which is
     what the bound on log p(x) gains; `rate_given_class` with p(z | y). A prior without a density has none, and q must have one.
+    `about` says how the fit had ended, and whether it or the run was of a few steps only (`smoke`).
     """
-    model, own = model_of(run, name), run.model()
-    about = {"prior": name, "split": "test", "seed": 0, "unit": "nats/example", "density": model.prior.density}
-    rows = _rates(model, own, Loader(dataset, "test")) if model.posterior.density else {}
+    model, own, progress = model_of(run, name).to(device), run.model().to(device), progress or Progress()
+    config = prior_from_dict(read_json(run.path / "priors" / name / "config.json"))
+    about = {
+        "prior": name,
+        "state": state(run, name),
+        "split": "test",
+        "seed": 0,
+        "unit": "nats/example",
+        "density": model.prior.density,
+        "smoke": run.config.train.smoke or config.train.smoke,
+    }
+    rows: dict[str, Tensor] = {}
+    if model.posterior.density and len(dataset.test) > 1:  # one example has no standard error
+        progress.start("rate", len(dataset.test))
+        rows = _rates(model, own, Loader(dataset, "test", torch.device(device)), progress)
+        progress.finish()
     found = {"about": about} | {
         key: {"value": value, "se": se, "n": len(dataset.test)}
         for key, values in rows.items()
@@ -107,20 +129,21 @@ def measure(run: runs.Run, name: str, dataset: Dataset) -> dict[str, Any]:
     return found
 
 
-def _rates(model: Autoencoder, own: Autoencoder, loader: Loader) -> dict[str, Tensor]:
+def _rates(model: Autoencoder, own: Autoencoder, loader: Loader, progress: Progress) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {}
-    for batch in loader.ordered(_TOGETHER):
+    for batch in loader.ordered(examples_at_a_time(model, loader.values.shape[1], _TOGETHER)):
         q = model.encode(batch.x)
         z = keyed_sample(q, 1, [mix(fold(0, "rate"), i) for i in batch.index.tolist()])[0]
         log_q = q.log_prob(z)
         scored = {"rate": model.prior(), "own_rate": own.prior()}
         if model.prior.density != "exact":
             del scored["rate"]
-        elif batch.y is not None:
+        elif batch.y is not None and getattr(model.prior, "classes", False):
             scored["rate_given_class"] = model.prior(batch.y)
         for key, p in scored.items():
             if p is not None:
                 parts.setdefault(key, []).append(float64(log_q - p.log_prob(z)))
+        progress.advance(len(batch.x))
     found = {key: torch.cat(values) for key, values in parts.items()}
     if {"rate", "own_rate"} <= found.keys():
         found["gain"] = found["own_rate"] - found["rate"]

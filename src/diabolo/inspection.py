@@ -279,12 +279,16 @@ def traversals(
     model: Autoencoder, codes: Tensor, *, steps: int, span: float, rows: int = 32
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(r, steps, C, H, W): decoder means as one latent dimension goes from -span to span prior standard deviations, the others at
-    the prior's mean; without a prior, mean and standard deviation are those of the codes. A row for each of the r = min(rows, d)
-    dimensions of the largest Var_x(mu_j) over `codes` (N, *event), largest first; also the order of all d and their variances."""
+    the prior's mean; without a prior that has them, mean and standard deviation are those of the codes. A row for each of the
+    r = min(rows, d) dimensions of the largest Var_x(mu_j) over `codes` (N, *event), largest first; also the order of all d and
+    their variances."""
     activity = vectors(codes).double().var(0)
     order = activity.argsort(descending=True, stable=True)
-    prior = model.prior()
-    mean, spread = (codes.mean(0), codes.std(0)) if prior is None else (prior.mean, prior.stddev)
+    try:
+        prior = model.prior()
+        mean, spread = (codes.mean(0), codes.std(0)) if prior is None else (prior.mean, prior.stddev)
+    except NotImplementedError:  # torch's, of a distribution that has draws and no moments
+        mean, spread = codes.mean(0), codes.std(0)
     shown = order[:rows]
     flat = mean.flatten().expand(len(shown), steps, -1).clone()  # (r, steps, d)
     moved = torch.linspace(-span, span, steps)

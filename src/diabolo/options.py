@@ -17,6 +17,7 @@ from diabolo.data.access import Access
 from diabolo.errors import DataError, UsageError
 from diabolo.language import languages
 from diabolo.packaged import located
+from diabolo.prior_config import is_fit
 
 Override = Annotated[str, Parameter(help="key=value, for example model.latent=4 objective.beta=8")]
 Json = Annotated[bool, Parameter(name="--json", help="Print the result as JSON on stdout.")]
@@ -101,3 +102,5 @@ def existing_run(path: Path) -> None:
         raise DataError(
             f"{path} is no run", "A run is a folder with a config.json.", "Make one with: diabolo train vae"
         )
+    if is_fit(path):
+        raise DataError(f"{path} is a prior that was fitted, no run", remedy=f"Name its run: {path.parent.parent}")

@@ -6,8 +6,10 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Independent, Normal
 
 from diabolo.data import Dataset, Loader
+from diabolo.engine import own_randomness, seeded
 from diabolo.errors import UsageError
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.plots import image_png
@@ -31,7 +33,8 @@ def random_examples(loader: Loader, n: int, seed: int) -> Tensor:
 def pictures(model: Autoencoder, dataset: Dataset, *, n: int = 64, seed: int = 0, split: str = "test") -> Pictures:
     """n random images of a split, their reconstructions at z = mu, and n decoder means at z ~ p(z), where there is a prior.
 
-    Which images and which z depend on the seed alone, so that models can be compared picture by picture.
+    Which images and which z depend on the seed alone, so that models can be compared picture by picture; of a prior that is no
+    Gaussian of independent values, z depends on the prior, too.
     """
     loader = Loader(dataset, split)
     real = random_examples(loader, n, seed)
@@ -47,6 +50,11 @@ def _generated(model: Autoencoder, n: int, seed: int) -> Tensor | None:
     prior = model.prior()
     if prior is None:
         return None
+    if not (isinstance(prior, Independent) and isinstance(prior.base_dist, Normal)):  # no noise that models could share
+        device = next(model.parameters()).device
+        with own_randomness(device):
+            seeded(device, fold(seed, "picture"))
+            return model.sample(n).mean[0]
     noise = shared_noise(n, prior.event_shape.numel(), seed).unflatten(1, prior.event_shape)
     z = prior.mean + prior.stddev * noise
     return model.decode(z[None]).mean[0]

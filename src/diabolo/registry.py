@@ -128,6 +128,17 @@ def settable(slot: str, name: str) -> dict[str, Parameter]:
     return {key: parameter for key, parameter in signature(slot, name).items() if key not in injected}
 
 
+def fact(slot: str, name: str, attribute: str, default: str) -> str:
+    """A word that a component's class declares of itself, such as `fitted_by`; of a built-in one without importing it."""
+    _known(slot, name)
+    if name in _CATALOGUE[slot]:
+        return str(getattr(_CATALOGUE[slot][name], attribute, default))
+    for item in _sources()[slot][name].definition.body:
+        if isinstance(item, ast.Assign) and [ast.unparse(target) for target in item.targets] == [attribute]:
+            return str(ast.literal_eval(item.value))
+    return default
+
+
 def _known(slot: str, name: str) -> None:
     if name not in names(slot):
         hint = "If it is one of your own, name its module with --import."

@@ -17,6 +17,7 @@ from diabolo import data as data_module
 from diabolo import fitted, inspection, pictures, plots, runs, sampling, tables
 from diabolo.data import Dataset, Loader
 from diabolo.errors import DataError, UsageError
+from diabolo.prior_config import OWN
 from diabolo.recorded import shown_k
 
 #: The quantities that training logs for every epoch.
@@ -201,7 +202,7 @@ class Run(runs.Run):
         _at_least_one(n)
         name = fitted.chosen(self, None)
         images = sampling.means(fitted.model_of(self, name), n, seed, temperature=temperature)
-        whence = "prior" if name == fitted.OWN else f"prior {name}"
+        whence = "prior" if name == OWN else f"prior {name}"
         return Picture(
             pictures.sample_grid(images),
             f"{n} decoder means of {self.name}, z ~ {whence}, temperature {temperature:g}, seed {seed}",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from diabolo.errors import DiaboloError, UsageError
+from diabolo import runs
+from diabolo.errors import DiaboloError, DivergedError, UsageError
 
 logger = logging.getLogger("diabolo")
 
@@ -81,6 +82,30 @@ def logged_to(path: Path) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(before)
         handler.close()
+
+
+@contextmanager
+def status_kept(path: Path, far: Callable[[], Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Say in status.json that the work runs, and in the end how it ended: as the body puts into the status that it is given, or
+    by what it raised. `far` says how far it came, and is asked once."""
+    status: dict[str, Any] = {"state": "running", "exit_code": None}
+    runs.write_json(path / "status.json", status)
+    try:
+        yield status
+    except DiaboloError as error:
+        state = {DivergedError: "diverged", InterruptedRun: "interrupted"}.get(type(error), "failed")
+        status.update(state=state, exit_code=error.exit_code, reason=str(error))
+        logger.info("%s", error)
+        raise
+    except KeyboardInterrupt:
+        status.update(state="interrupted", exit_code=130, reason="stopped at once")
+        raise
+    except BaseException as error:
+        status.update(state="failed", exit_code=1, reason=repr(error))
+        logger.info("the run failed", exc_info=True)
+        raise
+    finally:
+        runs.write_json(path / "status.json", {**status, **far()})
 
 
 @contextmanager

@@ -60,7 +60,11 @@ NOTHING, EVERY = 1e-30, 100
 
 
 class Average:
-    """Exponential moving average of the weights: parameters are averaged, buffers copied.
+    r"""Exponential moving average of the weights: parameters are averaged, buffers copied.
+
+    .. math:: a_n = d_n a_{n-1} + (1 - d_n) w_n, \quad d_n = \min(decay, \tfrac{n}{n + 9}), \quad n = 1, 2, \ldots
+
+    The weights after n steps: where training is short, the average forgets where it began all the same.
 
     Reference: Polyak & Juditsky, Acceleration of stochastic approximation by averaging (1992).
     """
@@ -71,10 +75,12 @@ class Average:
         self.parameters = {name for name, _ in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: nn.Module, steps: int) -> None:
+        """Take in the weights after so many steps."""
+        decay = min(self.decay, steps / (steps + 9))
         for name, now in model.state_dict().items():
             if name in self.parameters:
-                self.weights[name].lerp_(now, 1 - self.decay)
+                self.weights[name].lerp_(now, 1 - decay)
             else:
                 self.weights[name].copy_(now)
 
@@ -135,7 +141,7 @@ class Descent:
         after_step(self.step)
         self.processes.average_statistics(self.step, weight)
         if self.average:
-            self.average.update(self.model)
+            self.average.update(self.model, self.taken)
         return True
 
     def _forget_nothings(self) -> None:

@@ -28,7 +28,7 @@ from diabolo.data.scan import Facts, check, scan
 from diabolo.distributed import Processes, join
 from diabolo.durations import written
 from diabolo.engine import check_precision, environment, own_randomness
-from diabolo.errors import DiaboloError, DivergedError, UsageError
+from diabolo.errors import DivergedError, UsageError
 from diabolo.metrics import examples_at_a_time, summed_terms
 from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.build import build_model, build_objective, check_objective
@@ -36,7 +36,7 @@ from diabolo.models.initialisation import check_init, initialise
 from diabolo.models.objectives import Objective
 from diabolo.progress import Progress
 from diabolo.seeds import fold
-from diabolo.session import InterruptedRun, locked, logged_to, silent, stopped_by_signals
+from diabolo.session import InterruptedRun, locked, logged_to, silent, status_kept, stopped_by_signals
 from diabolo.step import Descent, Step, learning_rate
 from diabolo.watchdog import Watchdog
 
@@ -130,6 +130,11 @@ class Trainer:
         """How many steps an epoch has."""
         batches, train = self.loader.batches(self.config.train.batch), self.config.train
         return min(batches, SMOKE_STEPS) if train.smoke else batches
+
+    @property
+    def unit(self) -> str:
+        """Of the loss; an objective that is none of nats says so."""
+        return str(getattr(self.objective, "unit", "nats/example"))
 
     # ---------------------------------------------------------------- the loop
     def run(self, seconds: float = math.inf) -> None:
@@ -240,7 +245,7 @@ class Trainer:
         shown = f"  {curve['split']} loss {loss}" if curve else ""
         return (
             f"epoch {row['epoch']}/{self.config.train.epochs}  train loss {row.get('loss', math.nan):.2f}{shown} "
-            f"nats/example  {seconds:.1f} s" + (f"  about {left:.0f} s left" if left else "")
+            f"{self.unit}  {seconds:.1f} s" + (f"  about {left:.0f} s left" if left else "")
         )
 
     # ---------------------------------------------------------------- the curve and what is kept
@@ -403,9 +408,10 @@ def resume(
     return _run(run.path, run.config, dataset, facts, processes, compiled, seconds, progress, resume=True)
 
 
-def training_source_hash() -> str:
-    """SHA-256 of the source that decides what training gives."""
+def training_source_hash(*more: str) -> str:
+    """SHA-256 of the source that decides what training gives, and of `more` files."""
     return runs.source_hash(
+        *more,
         *("models", "data", "training.py", "step.py", "compiling.py", "distributed.py", "engine.py"),
         *("config.py", "seeds.py", "metrics.py"),
     )
@@ -422,6 +428,7 @@ class Work:
     compiled: bool
     seconds: float
     parts: Parts
+    place_option = "--out"  # of the command line: where else it could be put
 
     def describe(self) -> dict[str, Any]:
         """What env.json says."""
@@ -515,32 +522,16 @@ def _write(work: Work, progress: Progress, *, resume: bool) -> None:
     with locked(path), logged_to(path / "log.txt"), own_randomness(work.processes.device):
         runs.sweep(path)
         if not resume:
-            _describe(work)
+            describe(work)
             if work.dataset.warning:
                 logger.warning("%s", work.dataset.warning)
-        status: dict[str, Any] = {"state": "running", "exit_code": None}
-        runs.write_json(path / "status.json", status)
         trainer = None
-        try:
+        with status_kept(path, lambda: _closed(trainer)) as status:
             trainer = _prepared(work, progress)
             work.begin(trainer)
             _trained(trainer, work.seconds)
             work.end()
-            status = _ended(trainer, work.seconds)
-        except DiaboloError as error:
-            state = {DivergedError: "diverged", InterruptedRun: "interrupted"}.get(type(error), "failed")
-            status = {"state": state, "exit_code": error.exit_code, "reason": str(error)}
-            logger.info("%s", error)
-            raise
-        except KeyboardInterrupt:
-            status = {"state": "interrupted", "exit_code": 130, "reason": "stopped at once"}
-            raise
-        except BaseException as error:
-            status = {"state": "failed", "exit_code": 1, "reason": repr(error)}
-            logger.info("the run failed", exc_info=True)
-            raise
-        finally:
-            runs.write_json(path / "status.json", {**status, **_closed(trainer)})
+            status.update(_ended(trainer, work.seconds))
 
 
 def _prepared(work: Work, progress: Progress) -> Trainer:
@@ -585,10 +576,12 @@ def _closed(trainer: Trainer | None) -> dict[str, int]:
     return {"step": here.step, "epoch": min(here.epoch, trainer.config.train.epochs), "skipped": here.skipped}
 
 
-def _describe(work: Work) -> None:
+def describe(work: Work) -> None:
     """Say what the run is, once and first: whoever lost a race for the folder finds these files and leaves."""
     if (work.path / "config.json").exists():
-        raise UsageError(f"{work.path} exists already", "A run is never overwritten.", "Choose another --out.")
+        raise UsageError(
+            f"{work.path} exists already", "A run is never overwritten.", f"Choose another {work.place_option}."
+        )
     runs.write_json(work.path / "config.json", work.config.to_dict())
     runs.write_json(work.path / "env.json", work.describe())
 
@@ -608,15 +601,24 @@ def _compiled(config: RunConfig, dataset: Dataset, processes: Processes, seconds
     return compiles(config, dataset.spec, steps, eager, processes.device, seconds)
 
 
-def _check(config: RunConfig, dataset: Dataset, device: torch.device) -> Facts:
-    """What the values are; refused, before a run directory is made, is what does not fit."""
-    check_precision(device, config.train.precision)
-    if config.train.keep == "best" and (dataset.validation is None or config.train.curve != "validation"):
+def check_keep(train: TrainConfig, validated: bool) -> None:
+    """Refuse to keep the best weights where nothing says which they are.
+
+    Raises:
+        UsageError: with what to take instead.
+    """
+    if train.keep == "best" and not (validated and train.curve == "validation"):
         raise UsageError(
             "train.keep=best has nothing to decide by",
             "The best weights are those with the lowest validation loss.",
             "Take train.keep=last, or data.validation above 0 and train.curve=validation.",
         )
+
+
+def _check(config: RunConfig, dataset: Dataset, device: torch.device) -> Facts:
+    """What the values are; refused, before a run directory is made, is what does not fit."""
+    check_precision(device, config.train.precision)
+    check_keep(config.train, dataset.validation is not None)
     facts, likelihood = scan(dataset), config.model.likelihood.name
     check(facts, dataset.spec.name, likelihood, card.accepted(likelihood), card.discrete(likelihood))
     with torch.device("meta"):  # shapes alone

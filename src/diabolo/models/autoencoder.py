@@ -123,15 +123,19 @@ class Autoencoder(nn.Module):
     def sample(self, n: int, y: Tensor | None = None, temperature: float = 1.0, guidance: float = 1.0) -> Distribution:
         """p(x | z) at n draws z ~ p(z), or z ~ p(z | y) for classes y (n,), batch (1, n); its mean is what pictures show.
 
+        guidance: how far samples of a class are pushed away from those of all; 1 is p(z | y) itself. temperature: of the
+        spread of z.
+
         Raises:
             UsageError: if the model has no prior.
+            NotImplementedError: if the prior knows no guidance, or none without a class, or no temperature.
         """
         p = self.prior(y, self.encode)
         if p is None:
             raise UsageError(
                 "nothing can be drawn from this model: it has no prior",
                 "A plain autoencoder does not say which codes are likely.",
-                "Draw from a variational one, for example: diabolo train vae",
+                "Fit one to its codes: diabolo fit-prior RUN prior=mixture",
             )
         drawn = temper(guide(p, guidance), temperature).expand(torch.Size((n,)))
         return self.decode(drawn.sample()[None], y)

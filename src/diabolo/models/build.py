@@ -113,20 +113,19 @@ def _only_mean(likelihood: Likelihood) -> bool:
 def _grids_that_fit(part: Part, image: tuple[int, ...], latent: tuple[int, ...]) -> str:
     """What to write where a network of `widths`, each of which halves the sides, does not meet a grid of codes: the grid that
     these widths make, the number of widths that makes this grid, the size of images that both fit."""
-    widths = part.get("widths")
-    if not widths or len(image) != 3 or len(latent) != 3:
+    widths, (_, *grid), (_, *sides) = part.get("widths"), latent, image
+    if not widths or not grid or not sides:
         return ""
-    factor, sides = 2 ** len(widths), image[1:]
-    ways = []
+    factor, ways = 2 ** len(widths), []
     if all(side % factor == 0 for side in sides):
-        grid = ",".join(str(side // factor) for side in sides)
-        ways.append(f"model.latent={latent[0]},{grid}")
-    levels = [n for n in range(1, 12) if all(2**n * code == side for code, side in zip(latent[1:], sides))]
+        ways.append(f"model.latent={','.join(map(str, (latent[0], *(side // factor for side in sides))))}")
+    levels = [n for n in range(1, 12) if all(2**n * code == side for code, side in zip(grid, sides))]
     for n in levels:
         fitting = ",".join(map(str, [*widths, *[widths[-1]] * n][:n]))
         ways.append(f"model.encoder.widths={fitting} model.decoder.widths={fitting}")
-    if latent[1] == latent[2]:
-        ways.append(f"images of {factor * latent[1]}x{factor * latent[2]}, of a folder data.size={factor * latent[1]}")
+    size = factor * grid[0]
+    if grid[0] == grid[1]:
+        ways.append(f"images of {size}x{size}, of a folder data.size={size}")
     return f"What fits: {'; or '.join(ways)}." if ways else ""
 
 

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from diabolo.models.distributions import float32, guided, tempered
-from diabolo.models.priors import Encode, Prior
+from diabolo.models.priors import Encode, Prior, refuse_constant
 from diabolo.registry import register
 
 #: Frequencies of the sines that stand for a time in [0, 1].
 _FREQUENCIES = 64
-#: A channel that hardly varies is not blown up.
+#: The least standard deviation that a channel is divided by, as a share of the mean over the channels.
 _LEAST_SCALE = 1e-3
+#: A vector is cut into pieces of at most so many numbers where `patch` is left out.
+_PIECE = 16
 
 
 @register("prior", "flow_matching")
@@ -28,13 +30,14 @@ class FlowMatching(Prior):
               \operatorname{logit} t \sim N(0, 1), \ \epsilon \sim N(0, I)
 
     on codes that are normalised per channel (`initialise`). v is a transformer over patches of `patch` x `patch` places, its
-    layers modulated by time and class; a vector is cut into pieces of `patch` numbers. In training a share `label_drop` of the
-    classes is replaced by "any", so that one network knows p(z | y) and p(z). A sample takes `steps` Euler steps from t = 1
-    to 0; with guidance w > 1 their velocity is v(any) + w (v(y) - v(any)). The loss is per dimension of normalised codes, no
+    layers modulated by time and class; a vector is cut into pieces of `patch` numbers. Where `patch` is left out, it is 2 on
+    grids of even sides, 1 on others, and the largest divisor up to 16 of a vector's length. In training a share `label_drop` of
+    the classes is replaced by "any", so that one network knows p(z | y) and p(z). A sample takes `steps` Euler steps from t = 1
+    to 0; with guidance w their velocity is v(any) + w (v(y) - v(any)). The loss is per dimension of normalised codes, no
     nats: the model gives samples and no density, so no bound on log p(x) can be had of it.
 
     Raises:
-        ValueError: if `patch` does not divide the code's sides, or `heads` not the width.
+        ValueError: if `patch` does not divide the code's sides, `heads` not the width, or a number is out of its range.
 
     References: Lipman et al., Flow matching for generative modeling (2023), arXiv:2210.02747; Esser et al., Scaling rectified
     flow transformers (2024), arXiv:2403.03206; Peebles & Xie, Scalable diffusion models with transformers (2023),
@@ -43,6 +46,7 @@ class FlowMatching(Prior):
 
     density = "estimate"
     fitted_by = "gradient"
+    loss_unit = "per normalised dimension"
 
     def __init__(
         self,
@@ -51,16 +55,18 @@ class FlowMatching(Prior):
         width: int = 256,
         depth: int = 4,
         heads: int = 4,
-        patch: int = 2,
+        patch: int | None = None,
         label_drop: float = 0.1,
         steps: int = 40,
     ) -> None:
         super().__init__()
-        if not 0 <= label_drop <= 1 or steps < 1:
-            raise ValueError("label_drop is a share of the examples, from 0 to 1, and steps at least 1")
+        if not 0 <= label_drop <= 1:
+            raise ValueError(f"label_drop={label_drop} is no share of the examples: it must be from 0 to 1")
+        if min(width, depth, heads, steps) < 1:
+            raise ValueError("width, depth, heads and steps must be at least 1")
         self.classes, self.label_drop, self.steps = classes, label_drop, steps
         self.latent_shape = tuple(latent_shape)
-        self.velocity = Velocity(self.latent_shape, classes, width, depth, heads, patch)
+        self.velocity = Velocity(self.latent_shape, classes, width, depth, heads, patch or _patch(self.latent_shape))
         channels = (latent_shape[0], *[1] * (len(latent_shape) - 1))
         self.register_buffer("centre", torch.zeros(channels))
         self.register_buffer("spread", torch.ones(channels))
@@ -68,13 +74,15 @@ class FlowMatching(Prior):
         self.spread: Tensor
 
     def forward(self, y: Tensor | None = None, encode: Encode | None = None) -> Distribution:
-        return Transported(self, y)
+        return Transported(self, y if self.classes else None)
 
     @torch.no_grad()
     def initialise(self, z: Tensor, y: Tensor | None = None) -> None:
         over = [d for d in range(z.ndim) if d != 1]
+        deviations = z.std(over, correction=0)
+        refuse_constant(deviations.mean())
         self.centre.copy_(z.mean(over).view_as(self.centre))
-        self.spread.copy_(z.std(over).clamp_min(_LEAST_SCALE).view_as(self.spread))
+        self.spread.copy_(deviations.clamp(min=_LEAST_SCALE * deviations.mean()).view_as(self.spread))
 
     def fit_loss(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """The squared error of the velocity, per dimension, (B,); no nats. In training mode some classes are dropped."""
@@ -108,6 +116,13 @@ class FlowMatching(Prior):
         return z * self.spread + self.centre
 
 
+def _patch(latent_shape: tuple[int, ...]) -> int:
+    """What divides the sides of codes of this shape."""
+    if len(latent_shape) > 1:
+        return 1 if any(side % 2 for side in latent_shape[1:]) else 2
+    return max(k for k in range(1, _PIECE + 1) if latent_shape[0] % k == 0)
+
+
 class Transported(Distribution):
     """Codes that a flow-matching prior carries from noise: batch shape () or (B,), event `latent_shape`; samples only."""
 
@@ -134,9 +149,10 @@ class Transported(Distribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Codes (*sample_shape, *batch, *latent_shape)."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        count = math.prod(shape[: len(shape) - len(self.event_shape)])
-        noise = torch.randn(count, *self.event_shape, device=self.prior.centre.device, dtype=self.prior.centre.dtype)
-        y = None if self.y is None else self.y.expand(shape[: len(shape) - len(self.event_shape)]).reshape(-1)
+        batch = shape[: len(shape) - len(self.event_shape)]
+        like = self.prior.centre
+        noise = torch.randn(batch.numel(), *self.event_shape, device=like.device, dtype=like.dtype)
+        y = None if self.y is None else self.y.expand(batch).reshape(-1)
         return self.prior.transport(noise * self.temperature, y, self.guidance).view(shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -152,12 +168,22 @@ class Transported(Distribution):
 
 @guided.register
 def _(p: Transported, guidance: float) -> Transported:
+    if p.y is None:
+        raise NotImplementedError("guidance pushes towards a class, and none is given: sample it with guidance=1")
     return Transported(p.prior, p.y, guidance, p.temperature, p.batch_shape)
 
 
 @tempered.register
 def _(p: Transported, temperature: float) -> Transported:
-    return Transported(p.prior, p.y, p.guidance, temperature, p.batch_shape)
+    return Transported(p.prior, p.y, p.guidance, p.temperature * temperature, p.batch_shape)
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """An affine map that gives 0 until it is trained."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class Velocity(nn.Module):
@@ -167,8 +193,11 @@ class Velocity(nn.Module):
         self, latent_shape: tuple[int, ...], classes: int, width: int, depth: int, heads: int, patch: int
     ) -> None:
         super().__init__()
-        if width % heads or any(side % patch for side in latent_shape[1:] or latent_shape):
-            raise ValueError(f"heads must divide width, and patch={patch} each side of the codes, {latent_shape}")
+        if width % heads:
+            raise ValueError(f"heads={heads} does not divide width={width}")
+        sides = latent_shape[1:] or latent_shape
+        if patch < 1 or any(side % patch for side in sides):
+            raise ValueError(f"patch={patch} does not divide {' and '.join(map(str, sides))}, the sides of a code")
         self.latent_shape, self.patch = latent_shape, patch
         values = patch if len(latent_shape) == 1 else latent_shape[0] * patch**2
         tokens = math.prod(latent_shape) // values
@@ -177,11 +206,9 @@ class Velocity(nn.Module):
         self.time = nn.Sequential(nn.Linear(2 * _FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.kind = nn.Embedding(classes + 1, width)
         nn.init.normal_(self.kind.weight, std=0.02)
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 6 * width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.leave = nn.Linear(width, values)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        self.leave = zero_linear(width, values)
         self.last = nn.LayerNorm(width, elementwise_affine=False)
         octaves = torch.exp(torch.linspace(0, math.log(1000), _FREQUENCIES))
         self.register_buffer("octaves", octaves, persistent=False)
@@ -227,9 +254,8 @@ class Block(nn.Module):
         self.offset = nn.Parameter(torch.zeros(6, width))
 
     def forward(self, h: Tensor, shared: Tensor) -> Tensor:
-        shift, scale, gate, shift_2, scale_2, gate_2 = (shared + self.offset)[:, :, None].unbind(
-            1
-        )  # each (B, 1, width)
+        modulated = (shared + self.offset)[:, :, None]  # (B, 6, 1, width)
+        shift, scale, gate, shift_2, scale_2, gate_2 = modulated.unbind(1)
         h = h + gate * self._attended(self.norm(h) * (1 + scale) + shift)
         found: Tensor = h + gate_2 * self.layers(self.norm(h) * (1 + scale_2) + shift_2)
         return found

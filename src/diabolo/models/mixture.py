@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
 
-from diabolo.errors import DataError, UsageError
+from diabolo.errors import UsageError
 from diabolo.models.distributions import tempered
-from diabolo.models.priors import Encode, Prior
+from diabolo.models.priors import Encode, Prior, refuse_constant
 from diabolo.registry import register
 
 #: What is added to the variance of each direction, as a share of their mean: a constant one would have an infinite density.
@@ -113,10 +113,7 @@ def covariance(z: Tensor) -> Tensor:
     """
     found = z.T @ z / z.shape[0]
     mean_variance = found.diagonal().mean()
-    if not mean_variance > 0:
-        raise DataError(
-            "the codes are all the same", "No prior can be fitted to them.", "Find out with: diabolo doctor RUN"
-        )
+    refuse_constant(mean_variance)
     return found + RIDGE * mean_variance * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
 
 

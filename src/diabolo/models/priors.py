@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from diabolo.errors import DataError
 from diabolo.models.distributions import diagonal_normal
 from diabolo.registry import register
 
@@ -19,11 +20,12 @@ class Prior(nn.Module):
     """The distribution of codes before any x is seen. `density` says whether log_prob is exact, an estimate, or not there.
 
     A prior is learned jointly with the model, or fitted afterwards to codes z ~ q(z | x) of the training images: `initialise`
-    does what has a closed form, and where `fitted_by` is "gradient", `fit_loss` is then minimised.
+    does what has a closed form, and where `fitted_by` is "gradient", `fit_loss` is then minimised, in `loss_unit`.
     """
 
     density: Literal["exact", "estimate", "none"] = "exact"
     fitted_by: Literal["nothing", "closed form", "gradient"] = "nothing"
+    loss_unit = "nats/example"
 
     def forward(self, y: Tensor | None = None, encode: Encode | None = None) -> Distribution | None:
         """p(z) with batch shape (), or p(z | y) with batch shape (B,) for classes y (B,); None where there is no p(z)."""
@@ -37,6 +39,18 @@ class Prior(nn.Module):
         p = self(y)
         loss: Tensor = -p.log_prob(z)
         return loss
+
+
+def refuse_constant(spread: Tensor) -> None:
+    """Refuse codes whose spread, 0 or more, is 0: their density would be infinite.
+
+    Raises:
+        DataError: which says so.
+    """
+    if not spread > 0:
+        raise DataError(
+            "the codes are all the same", "No prior can be fitted to them.", "Find out with: diabolo doctor RUN"
+        )
 
 
 @register("prior", "none")

@@ -111,7 +111,11 @@ def _measured(
         sampling_table.ImageSet(f"samples of {run.name}", "samples", samples, classes),
     ]
     found = sampling_table.measure(sets, dataset, features, name, device=device, progress=shown)
-    found["about"] |= {"seed": seed, "weights_sha256": _weights(run), "drawn": asked.sentence(prior)}
+    found["about"] |= {
+        "seed": seed,
+        "weights_sha256": _weights(run),
+        "drawn": asked.sentence(prior, fitted.state(run, prior)),
+    }
     return found
 
 

@@ -13,7 +13,7 @@ from diabolo import durations, packaged
 from diabolo.config import read_json
 from diabolo.errors import UsageError
 from diabolo.options import DataOptions, Device, Imports, Json, RunPath, existing_run, import_modules
-from diabolo.prior_config import resolve_prior
+from diabolo.prior_config import OWN, resolve_prior
 from diabolo.verbs.shared import Answer, progress
 
 Words = Annotated[
@@ -41,12 +41,14 @@ def fit_prior(
     Go on with one that was interrupted with: diabolo train --resume RUN/priors/NAME
     """
     import_modules(import_)
-    existing_run(run)
     packaged.refuse_change(run, "fit-prior")
-    preset = str(read_json(run / "config.json").get("preset", ""))
-    config, limit = resolve_prior(words, preset), math.inf if time is None else durations.seconds(time)
-    if name and (Path(name).name != name or name.startswith(".")):
-        raise UsageError(f"--name {name} is refused", "It is the name of one folder below RUN/priors.")
+    config, limit = resolve_prior(words, _preset_of(run)), math.inf if time is None else durations.seconds(time)
+    if time is not None and config.closed:
+        raise UsageError("--time means nothing here", f"A {config.prior.name} prior is fitted in closed form.")
+    if name and (Path(name).name != name or name.startswith(".") or name == OWN):
+        why = "That is the model's own prior." if name == OWN else "It is the name of one folder below RUN/priors."
+        raise UsageError(f"--name {name} is refused", why)
+    existing_run(run)
     from diabolo.fitting import fit_prior
     from diabolo.runs import Run
 
@@ -55,6 +57,12 @@ def fit_prior(
             Run(run), config, name=name, access=options.access(), device=device, progress=shown, seconds=limit
         )
     return shown_fit(path, as_json)
+
+
+def _preset_of(run: Path) -> str:
+    """The preset of a run, which a prior may belong to."""
+    config = run / "config.json"
+    return str(read_json(config).get("preset", "")) if config.is_file() else ""
 
 
 def resumed(path: Path, options: DataOptions, device: str, time: float, as_json: bool) -> Answer:
@@ -78,8 +86,13 @@ def _lines(path: Path, found: Mapping[str, Any]) -> Iterator[str]:
         if key in found:
             entry = found[key]
             yield f"{word:18} {entry['value']:10.2f} +- {entry['se']:.2f} nats/example  (test, n = {entry['n']:,})"
-    if found["about"]["density"] != "exact":
+    about = found["about"]
+    if about["density"] != "exact":
         yield "this prior gives samples and has no density: no rate, and no bound on log p(x)"
+    if about["smoke"]:
+        yield "smoke run: everything works; its numbers mean nothing"
+    if about["state"] != "finished":
+        yield f"the fit was {about['state']} before its last step; go on with: diabolo train --resume {path}"
     yield f"prior: {path}\ndraw from it with: diabolo sample {path.parent.parent}"
 
 

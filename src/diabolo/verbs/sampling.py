@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from diabolo.config import words
 from diabolo.errors import UsageError, did_you_mean
 from diabolo.options import Imports, RunPath, existing_run, import_modules
+from diabolo.prior_config import OWN
 from diabolo.verbs.shared import Answer, at_least
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ class Asked:
     guidance: float
     prior: str | None
 
-    def sentence(self, name: str) -> str:
-        """How images are drawn, from the prior called `name`."""
+    def sentence(self, name: str, state: str) -> str:
+        """How images are drawn, from the prior called `name`, whose fit has ended in this `state`."""
         given = f"z ~ p(z | y), class {self.classes}, guidance {self.guidance:g}" if self.classes else "z ~ p(z)"
-        whence = "the model's own" if name == "own" else f"{name}, fitted to the codes"
+        unfinished = "" if state == "finished" else f" ({state} before its last step)"
+        whence = "the model's own" if name == OWN else f"{name}, fitted to the codes{unfinished}"
         return f"decoder means, {given}; prior: {whence}"
 
 
@@ -59,8 +61,8 @@ def sample(
     at_least("--seed", seed, 0)
     if out is not None and out.is_dir():
         raise UsageError(f"--out {out} is a folder", "Samples are one PNG file.")
-    if not temperature > 0:
-        raise UsageError(f"--temperature {temperature} is refused", "It must be greater than 0.")
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"--temperature {temperature} is refused", "It must be a number greater than 0.")
     asked = asked_for(words(settings))
     existing_run(run)
     from diabolo import fitted, sampling
@@ -75,9 +77,8 @@ def sample(
     images = sampling.means(model, count, seed, y, temperature=temperature, guidance=asked.guidance)
     target = out or opened.place("samples.png")
     write_bytes(target, sample_grid(images, math.ceil(math.sqrt(n)) if asked.classes != EACH else n))
-    return Answer((
-        f"samples: {target}  (n = {count}, {asked.sentence(name)}; temperature {temperature:g}, seed {seed})",
-    ))
+    how = asked.sentence(name, fitted.state(opened, name))
+    return Answer((f"samples: {target}  (n = {count}, {how}; temperature {temperature:g}, seed {seed})",))
 
 
 def asked_for(given: Mapping[str, str]) -> Asked:
@@ -112,7 +113,9 @@ def class_numbers(run: Run, asked: str | None, n: int, *, whole: bool = False) -
     if asked is None:
         return None
     known: Sequence[str] = run.env["data"]["spec"]["classes"]
-    if asked == EACH and known:
+    if not known:
+        raise UsageError(f"the data of {run.path} have no classes", f"So there is no class={asked}.", "Leave it out.")
+    if asked == EACH:
         each = torch.arange(len(known))
         return each.repeat(-(-n // len(known)))[:n] if whole else each.repeat_interleave(n)
     if asked not in known:
