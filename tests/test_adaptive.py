@@ -132,7 +132,7 @@ def test_an_evaluation_says_that_k_is_adaptive_and_what_it_came_to(run, monkeypa
 
 
 def listed(run: runs.Run) -> str:
-    return " ".join(line for _, _, line in evaluation_tables([run]))
+    return " ".join(line for _, _, line in evaluation_tables([(run, run.evaluation())]))
 
 
 def test_two_evaluations_of_different_se_or_mode_are_not_compared(run, tmp_path):

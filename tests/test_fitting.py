@@ -20,7 +20,7 @@ from diabolo.data import Loader
 from diabolo.engine import pick_device
 from diabolo.errors import DataError, UsageError
 from diabolo.pictures import pictures
-from diabolo.prior_config import fitted_by, prior_from_dict, prior_names, resolve_prior
+from diabolo.prior_config import fitted_by, preset_names, prior_from_dict, prior_names, resolve_prior
 from diabolo.progress import Progress
 from diabolo.session import InterruptedRun
 from diabolo.training import train
@@ -210,7 +210,7 @@ def test_a_prior_of_other_weights_is_refused(run):
 # ------------------------------------------------------------------------------------------------ configurations
 def test_each_prior_has_defaults_that_resolve_and_come_back():
     assert prior_names() == ["coupling_flow", "flow_matching", "mixture"]
-    assert {path.stem for path in (PRESETS / "priors").glob("*.toml")} <= set(prior_names())
+    assert {path.stem for path in (PRESETS / "priors").glob("*.toml")} <= {*prior_names(), *preset_names()}
     for name in registry.names("prior"):
         assert fitted_by(name) == registry.get("prior", name).fitted_by
     for name in prior_names():

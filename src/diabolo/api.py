@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diabolo import durations, evaluation, interactive, runs, training
+from diabolo import durations, evaluation, interactive, packaged, runs, training
 from diabolo.config import Component, RunConfig, resolve
 from diabolo.data import Access, Dataset, from_tensor
 from diabolo.models import build
@@ -142,12 +142,16 @@ def evaluate(
 
 
 def load(path: str | Path) -> Autoencoder:
-    """The trained model of a run directory or of a weights file, in evaluation mode on the CPU.
+    """The trained model of a run directory, of a weights file or of the package, in evaluation mode on the CPU.
+
+    Arguments:
+        path: a path, or `pretrained:NAME` with a name that `diabolo list` shows.
 
     Raises:
         DataError: if there is none, or the file does not fit its own configuration.
+        UsageError: if the package has no model of this name.
     """
-    path = Path(path)
+    path = packaged.located(path)
     return runs.Run(path).model() if path.is_dir() else runs.load_weights(path)
 
 

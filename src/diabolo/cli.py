@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from diabolo import choices, durations, language, launch, listings, registry, verbs
+from diabolo import choices, durations, language, launch, listings, packaged, registry, verbs
 from diabolo import config as configuration
 from diabolo.data.access import Access
 from diabolo.errors import DiaboloError, UsageError, not_finite
@@ -150,13 +150,14 @@ def evaluate(
     from diabolo.runs import Run
 
     settings = Settings(**{key: value for key, value in given.items() if value is not None})
+    opened = Run(run)
     with _progress() as progress:
-        result = _evaluate(Run(run), settings, options, device, progress)
+        result = _evaluate(opened, settings, options, device, progress)
     if as_json:
         print(json.dumps(result))
     else:
-        _print_evaluations([Run(run)])
-        print(f"evaluation: {run / 'evaluation.json'}")
+        _print_evaluations([(opened, result)])
+        print(f"evaluation: {opened.place('evaluation.json')}")
         if (run / "report.html").exists():
             _say(f"the report shows the evaluation before this one; write it again with: diabolo report {run}")
     return 0
@@ -168,6 +169,7 @@ def report(run: RunPath, /, *, import_: Imports = (), lang: Lang = "en", options
     _import(import_)
     language.check(lang)
     _existing_run(run)
+    packaged.refuse_change(run, "evaluate", "report")
     from diabolo.runs import Run
 
     print(f"report: {_report(Run(run), options, lang)}")
@@ -176,13 +178,18 @@ def report(run: RunPath, /, *, import_: Imports = (), lang: Lang = "en", options
 
 @app.command(name="list")
 def list_(*, as_json: Json = False) -> int:
-    """List presets with their parts, reference and expected number, and the registered components."""
+    """List presets with their parts, reference and expected number, trained models that come along, and components."""
     presets = {name: configuration.read_preset(name) for name in configuration.preset_names()}
     if as_json:
-        print(json.dumps({"presets": presets, "components": {slot: registry.names(slot) for slot in registry.SLOTS}}))
+        components = {slot: registry.names(slot) for slot in registry.SLOTS}
+        models = {name: packaged.about(packaged.ROOT / name) for name in packaged.names()}
+        print(json.dumps({"presets": presets, "pretrained": models, "components": components}))
         return 0
     _out().print(listings.preset_table(presets))
     print()
+    if packaged.names():
+        _out().print(listings.pretrained_table())
+        print()
     for slot in registry.SLOTS:
         print(f"{slot:11} {', '.join(registry.names(slot))}")
     return 0
@@ -293,6 +300,7 @@ def _train_plans(
                 f"Use: diabolo train --resume {resume}",
             )
         _existing_run(resume)
+        packaged.refuse_change(resume)
         return [(None, resume)]
     if preset is None:
         raise UsageError(
@@ -354,7 +362,7 @@ def _show_trained(finished: Sequence[Run], measured: Sequence[Run], as_json: boo
     if as_json:
         print(json.dumps({str(run.path): run.evaluation() if run in measured else run.status for run in finished}))
         return 0
-    _print_evaluations(measured)
+    _print_evaluations([(run, run.evaluation()) for run in measured])
     for run in finished:
         print(f"run: {run.path}")
         if run in measured:
@@ -405,7 +413,7 @@ def _report(run: Run, options: DataOptions, lang: str, dataset: Dataset | None =
     return write_run_report(run, shown, classes=dataset.spec.classes, lang=lang)
 
 
-def _print_evaluations(finished: Sequence[Run]) -> None:
+def _print_evaluations(finished: Sequence[tuple[Run, dict[str, Any]]]) -> None:
     for heading, table, numbers in listings.evaluation_tables(finished):
         print(heading)
         _out().print(table)

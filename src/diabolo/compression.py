@@ -80,7 +80,7 @@ def as_read(stored: NDArray[Any]) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------ the codec of a run
 def codec_path(run: Run, bits: int) -> Path:
     """Where the codec is kept: `bits` a dimension, 0 for steps of the posterior's standard deviation."""
-    return run.path / f"codec-{f'b{bits}' if bits else 'sd'}.json"
+    return run.place(f"codec-{f'b{bits}' if bits else 'sd'}.json")
 
 
 def fitted(loader: Loader, model: Autoencoder, bits: int, weights: str = "") -> Codec:

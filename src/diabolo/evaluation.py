@@ -96,7 +96,7 @@ def evaluate(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure a run and write evaluation.json and per_image.safetensors into it.
+    """Measure a run and write evaluation.json and per_image.safetensors into it, of a pretrained model where `Run.place` says.
 
     Returns {metric: {value, se, n, unit, split, ...}} with `about`; elbo is the bound itself (negative for
     discrete data), nats per example; a metric that does not apply is absent.
@@ -126,8 +126,8 @@ def evaluate(
         "about": _about(run, dataset, settings, seconds, evidence),
         **{name: m for name, m in measured.items() if m is not None},
     }
-    runs.write_tensors(run.path / "per_image.safetensors", _per_image(evidence))
-    runs.write_json(run.path / "evaluation.json", result)
+    runs.write_tensors(run.place("per_image.safetensors"), _per_image(evidence))
+    runs.write_json(run.place("evaluation.json"), result)
     return result
 
 

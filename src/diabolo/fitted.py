@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from diabolo import runs
+from diabolo import packaged, runs
 from diabolo.config import read_json
 from diabolo.data import Dataset, Loader
 from diabolo.errors import DataError, UsageError, did_you_mean
@@ -28,7 +25,9 @@ _TOGETHER = 500
 
 
 def names(run: runs.Run) -> list[str]:
-    """The fitted priors of a run that hold weights, the newest last."""
+    """The fitted priors of a run that hold weights, the newest last; of a pretrained model in the order of its about.json."""
+    if packaged.is_packaged(run.path):
+        return list(packaged.about(run.path)["priors"])
     found = (run.path / "priors").glob("*/weights.safetensors")
     return [path.parent.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
@@ -61,20 +60,16 @@ def load_prior(path: Path) -> Prior:
     Raises:
         DataError: if the file is corrupt, or does not fit the prior that it describes.
     """
+    tensors, about = runs.read_weights(path)
     try:
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["diabolo"])
         config, spec = prior_from_dict(about["config"]), runs.spec_from_dict(about["spec"])
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, DataError) as error:
+    except (LookupError, TypeError, ValueError, DataError) as error:
         raise DataError(f"{path} holds no prior that can be read", str(error)) from error
     channels, *positions = spec.shape
     with torch.random.fork_rng(devices=[]):
         prior = build_prior(config.prior.to_dict(), (channels // 2, *positions), spec)
-    try:
-        prior.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise DataError(f"{path} does not fit its own configuration", str(error)) from error
+    runs.check_form(path, prior.state_dict(), tensors)
+    prior.load_state_dict(tensors)
     return prior.eval()
 
 

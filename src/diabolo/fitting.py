@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from diabolo import data as data_module
-from diabolo import fitted, runs
+from diabolo import fitted, packaged, runs
 from diabolo.compiling import repays
 from diabolo.config import read_json
 from diabolo.data import Access, Dataset, Loader
@@ -200,11 +200,12 @@ def fit_prior(
         seconds: wall time from the first step on, after which the fit is stopped, to be resumed or not.
 
     Raises:
-        UsageError: if there is one of this name already, or the prior does not fit the codes.
+        UsageError: if there is one of this name already, the prior does not fit the codes, or the run is a pretrained model.
         DataError: if the data cannot be had, or are not those of the run.
         DivergedError: after ten non-finite steps in a row.
         InterruptedRun: after SIGINT or SIGTERM; the state is kept.
     """
+    packaged.refuse_change(run.path, "fit-prior")
     name = name or config.prior.name
     if name == OWN:
         raise UsageError(f"a prior cannot be called {name}", "That is the name of the model's own.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from diabolo import packaged
 from diabolo.recorded import shown_k
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ def preset_table(presets: Mapping[str, Mapping[str, Any]]) -> Table:
     return rows
 
 
+def pretrained_table() -> Table:
+    """Name, summary and measured result of each model that comes with the package."""
+    rows = table("pretrained", "what", "measured with the weights that come along")
+    for name in packaged.names():
+        found = packaged.about(packaged.ROOT / name)
+        rows.add_row(f"{packaged.PREFIX}{name}", found["summary"], packaged.told(found))
+    return rows
+
+
 def config_table(resolved: Resolved, values: Mapping[str, Any]) -> Table:
     """Each resolved value with where it came from."""
     rows = table("key", "value", "from")
@@ -56,12 +66,11 @@ def data_table(sets: Sequence[Row]) -> Table:
     return rows
 
 
-def evaluation_tables(finished: Sequence[Run]) -> Iterator[tuple[str, Table, str]]:
-    """(heading, table, what its numbers are) for each likelihood and kind of model: families, and models with and without a
-    bound, are never set side by side."""
+def evaluation_tables(finished: Sequence[tuple[Run, dict[str, Any]]]) -> Iterator[tuple[str, Table, str]]:
+    """(heading, table, what its numbers are) of runs with their evaluations, for each likelihood and kind of model: families,
+    and models with and without a bound, are never set side by side."""
     groups: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
-    for run in finished:
-        result = run.evaluation()
+    for run, result in finished:
         about = result["about"]
         label = "" if about["normalised"] else ", unnormalised"
         kind = "" if about["bound"] == "elbo" else ", no bound: a plain autoencoder"

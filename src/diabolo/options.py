@@ -16,6 +16,7 @@ from rich.console import Console
 from diabolo.data.access import Access
 from diabolo.errors import DataError, UsageError
 from diabolo.language import languages
+from diabolo.packaged import located
 from diabolo.prior_config import is_fit
 
 Override = Annotated[str, Parameter(help="key=value, for example model.latent=4 objective.beta=8")]
@@ -25,7 +26,7 @@ Device = Annotated[
 ]
 Imports = Annotated[tuple[str, ...], Parameter(name="--import", help="A module that registers components of your own.")]
 Lang = Annotated[str, Parameter(help=f"The language of the report: {' or '.join(languages())}.")]
-RunPath = Annotated[Path, Parameter(help="A run directory.")]
+RunPath = Annotated[Path, Parameter(help="A run directory, or pretrained:NAME (see `diabolo list`).")]
 _data_group = Group("Data", sort_key=5)
 
 
@@ -95,8 +96,9 @@ def existing_run(path: Path) -> None:
 
     Raises:
         DataError: if the path is no run.
+        UsageError: if the package has no model `pretrained:NAME`.
     """
-    if not (path / "config.json").is_file():
+    if not (located(path) / "config.json").is_file():
         raise DataError(
             f"{path} is no run", "A run is a folder with a config.json.", "Make one with: diabolo train vae"
         )

@@ -20,7 +20,7 @@ from diabolo.config import (
     unknown_key,
     words,
 )
-from diabolo.errors import DataError, UsageError
+from diabolo.errors import DataError, UsageError, did_you_mean
 from diabolo.registry import Parameter
 
 SCHEMA = 1
@@ -70,13 +70,17 @@ def prior_names() -> list[str]:
     return [name for name in registry.names("prior") if fitted_by(name) != "nothing"]
 
 
-def resolve_prior(overrides: Sequence[str]) -> PriorConfig:
+def resolve_prior(overrides: Sequence[str], preset: str = "") -> PriorConfig:
     """Read `prior=NAME` and `key=value` words over the defaults of presets/priors/NAME.toml.
+
+    Between the two stands presets/priors/PRESET.toml, the prior that belongs to a preset of models: of `preset=PRESET`, or where
+    no prior is named that of `preset`, the run's own, if it has one.
 
     Raises:
         UsageError: naming the key, what is accepted and the nearest accepted word.
     """
     given = {"prior.name" if key == "prior" else key: value for key, value in words(overrides).items()}
+    given = {**_belonging(given.pop("preset", None), given.get("prior.name"), preset), **given}
     name = given.get("prior.name")
     if name is None:
         remedy = f"Add prior=NAME, one of: {', '.join(prior_names())}."
@@ -84,9 +88,28 @@ def resolve_prior(overrides: Sequence[str]) -> PriorConfig:
     how = fitted_by(str(name))  # refuses an unknown one
     if how == "nothing":
         raise UsageError(f"prior={name} has nothing to fit", remedy=f"Take one of: {', '.join(prior_names())}.")
+    return _read({**(_DEFAULTS if how == "gradient" else {}), **_preset(str(name)), **given})
+
+
+def preset_names() -> list[str]:
+    """The presets of models that a prior belongs to."""
+    return sorted({path.stem for path in (PRESETS / "priors").glob("*.toml")} - set(registry.names("prior")))
+
+
+def _belonging(asked: str | None, prior: str | None, preset: str) -> dict[str, Any]:
+    """The values of the prior that belongs to the preset asked for, or to the run's where no prior is named."""
+    if asked is None:
+        return _preset(preset) if prior is None and preset in preset_names() else {}
+    if prior is not None:
+        raise UsageError(f"preset={asked} and prior={prior} both name a prior", remedy="Leave one of them out.")
+    if asked not in preset_names():
+        raise UsageError(f"no prior belongs to a preset {asked!r}", did_you_mean(asked, preset_names()))
+    return _preset(asked)
+
+
+def _preset(name: str) -> dict[str, Any]:
     path = PRESETS / "priors" / f"{name}.toml"
-    preset = flatten(tomllib.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    return _read({**(_DEFAULTS if how == "gradient" else {}), **preset, **given})
+    return flatten(tomllib.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def prior_from_dict(saved: Mapping[str, Any]) -> PriorConfig:

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
-from diabolo import language, plots, tables
+from diabolo import language, packaged, plots, tables
 from diabolo.language import joined, say
 from diabolo.listings import kind_of_values
 from diabolo.models.grids import size_of, told
@@ -476,8 +476,10 @@ def write_run_report(
 
     Raises:
         DataError: if the run has no evaluation.
-        UsageError: if `out` cannot be written, or there is no such language.
+        UsageError: if `out` cannot be written, there is no such language, or the run is a pretrained model: what a report
+            shows of each image does not come with the package.
     """
+    packaged.refuse_change(run.path, "evaluate", "report")
     reading = tables.read(run)
     e, curves = reading.evaluation, epoch_panels("curves", [reading])
     grids = pictures is not None and pictures.real.ndim == 4 and pictures.real.shape[1] in (1, 3)

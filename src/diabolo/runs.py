@@ -42,6 +42,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from diabolo import packaged
 from diabolo.config import RunConfig, from_dict, read_json
 from diabolo.data.spec import DataSpec
 from diabolo.errors import DataError, UsageError
@@ -296,23 +297,46 @@ def spec_from_dict(saved: Mapping[str, Any]) -> DataSpec:
     )
 
 
-class Run:
-    """A run directory, read. Everything is read when asked for; nothing is written.
+def check_pinned(path: Path) -> None:
+    """Check the files of a pretrained model by the hashes of its about.json.
 
     Raises:
-        DataError: if the folder is no run, or what is asked for is missing or corrupt.
+        DataError: naming the first that is missing, or is not what was measured.
+    """
+    for name, pinned in packaged.about(path)["files"].items():
+        if not (path / name).is_file() or sha256(path / name) != pinned["sha256"]:
+            raise DataError(
+                f"{path / name} is not the file that was measured",
+                f"Its SHA-256 should be {pinned['sha256'][:12]}..., as {path / 'about.json'} says.",
+                "Install diabolo again.",
+            )
+
+
+class Run:
+    """A run directory, or a model of the package, `pretrained:NAME`, read. Everything is read when asked for; nothing is written.
+
+    Raises:
+        DataError: if the folder is no run, or what is asked for is missing or corrupt; if a pretrained model is not what its
+            about.json says.
+        UsageError: if the package has no model of this name.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = packaged.located(path)
         if not (self.path / "config.json").is_file():
             raise DataError(
                 f"{self.path} is no run", "A run is a folder with a config.json.", "Make one with: diabolo train PRESET"
             )
+        if packaged.is_packaged(self.path):
+            check_pinned(self.path)
 
     @property
     def name(self) -> str:
         return self.path.name
+
+    def place(self, name: str) -> Path:
+        """Where a file about it goes: into it, or for a pretrained model into the current folder."""
+        return packaged.place(self.path, name)
 
     @cached_property
     def config_dict(self) -> dict[str, Any]:
@@ -382,6 +406,9 @@ class Run:
         return found
 
     def per_image(self) -> dict[str, Tensor]:
+        if packaged.is_packaged(self.path):
+            why = "What was measured of each image does not come with the package."
+            raise DataError(f"{self.path} cannot be compared", why, packaged.copied(self.path, "evaluate"))
         return _load_tensors(self.path / "per_image.safetensors")
 
     def model(self) -> Autoencoder:
@@ -420,9 +447,59 @@ class Described(Protocol):
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], config: Described, spec: DataSpec) -> None:
     """Write weights with all that is needed to build their model, or a prior."""
+    write_described(path, weights, {"schema": SCHEMA, "config": config.to_dict(), "spec": asdict(spec)})
+
+
+def write_described(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write weights with what `read_weights` gives back."""
     # one entry: the format keeps several in no fixed order, and equal runs are to give equal bytes
-    about = {"schema": SCHEMA, "config": config.to_dict(), "spec": asdict(spec)}
     write_tensors(path, weights, {"diabolo": json.dumps(about)})
+
+
+#: What the metadata of a weights file says of float32 weights that are kept in half precision, and nothing else may be.
+HALF = "float16"
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a weights file and what its metadata says of them; a file that says that its float32 weights are kept in
+    half precision has them back in float32.
+
+    Raises:
+        DataError: if it is missing or corrupt, does not say what it holds, or holds another precision than it says.
+    """
+    tensors = _load_tensors(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    try:
+        about = json.loads(metadata["diabolo"])
+        storage = about.get("storage")
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path} does not say what model it holds", f"Its metadata lacks or garbles {error}."
+        ) from error
+    if storage is None:
+        return tensors, about
+    if storage != HALF or any(t.dtype == torch.float32 for t in tensors.values()):
+        raise DataError(f"{path} is not stored as it says", f"Its storage is {storage!r}; {HALF!r} is known.")
+    return {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}, about
+
+
+def check_form(path: Path, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Check that tensors have the names, shapes and types of those expected.
+
+    Raises:
+        DataError: naming the first that have not.
+    """
+    wrong = sorted(
+        k
+        for k in expected.keys() | tensors.keys()
+        if k not in expected or k not in tensors or _form(expected[k]) != _form(tensors[k])
+    )
+    if wrong:
+        raise DataError(
+            f"{path} does not fit its own configuration",
+            f"Missing, unexpected, or of another shape or type: {', '.join(wrong[:5])}.",
+        )
 
 
 def _form(t: Tensor) -> tuple[torch.Size, torch.dtype]:
@@ -435,28 +512,15 @@ def load_weights(path: Path) -> Autoencoder:
     Raises:
         DataError: if the file is missing, corrupt, or does not fit the model that its metadata describes.
     """
-    tensors = _load_tensors(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
+    tensors, about = read_weights(path)
     try:
-        about = json.loads(metadata["diabolo"])
         config, spec = from_dict(about["config"]).config.to_dict(), spec_from_dict(about["spec"])
     except (LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} does not say what model it holds", f"Its metadata lacks or garbles {error}."
         ) from error
     with torch.device("meta"):
-        expected = build_model(config["model"], spec).state_dict()
-    wrong = sorted(
-        k
-        for k in expected.keys() | tensors.keys()
-        if k not in expected or k not in tensors or _form(expected[k]) != _form(tensors[k])
-    )
-    if wrong:
-        raise DataError(
-            f"{path} does not fit its own configuration",
-            f"Missing, unexpected, or of another shape or type: {', '.join(wrong[:5])}.",
-        )
+        check_form(path, build_model(config["model"], spec).state_dict(), tensors)
     with torch.random.fork_rng(devices=[]):
         model = build_model(config["model"], spec)
     model.load_state_dict(tensors)

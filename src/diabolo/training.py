@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diabolo import card, runs
+from diabolo import card, packaged, runs
 from diabolo import data as data_module
 from diabolo.compiling import compiles
 from diabolo.config import RunConfig, TrainConfig
@@ -394,9 +394,10 @@ def resume(
 
     Raises:
         DataError: if no state is whole, or the data are not those of the run.
-        UsageError: if the run is finished, or another process works on it.
+        UsageError: if the run is finished, a pretrained model, or another process works on it.
     """
     run = runs.Run(path)
+    packaged.refuse_change(run.path)
     if run.status.get("state") == "finished":
         raise UsageError(f"{path} is finished", remedy=f"Evaluate it with: diabolo evaluate {path}")
     processes, progress = join(device), progress or Progress()

@@ -34,12 +34,13 @@ def build_model(model: Mapping[str, Any], spec: DataSpec) -> Autoencoder:
     _check_values(model["likelihood"]["name"], likelihood, spec)
     encoder_shapes = {"in_shape": spec.shape, "out_shape": (posterior.channels(latent_shape[0]), *latent_shape[1:])}
     decoder_shapes = {"in_shape": latent_shape, "out_shape": (likelihood.channels(spec.shape[0]), *spec.shape[1:])}
-    encoder = _component("network", model["encoder"], encoder_shapes)
+    remedies = {part: _grids_that_fit(model[part], spec.shape, latent_shape) for part in ("encoder", "decoder")}
+    encoder = _component("network", model["encoder"], encoder_shapes, remedies["encoder"])
     return Autoencoder(
         encoder=encoder,
         posterior=posterior,
         prior=build_prior(model["prior"], latent_shape, spec),
-        decoder=_component("network", model["decoder"], {**decoder_shapes, "encoder": encoder}),
+        decoder=_component("network", model["decoder"], {**decoder_shapes, "encoder": encoder}, remedies["decoder"]),
         likelihood=likelihood,
     )
 
@@ -109,13 +110,32 @@ def _only_mean(likelihood: Likelihood) -> bool:
     return learned(likelihood) == "fixed" and likelihood.channels(1) == 1
 
 
-def _component(slot: str, part: Part, injected: Mapping[str, Any]) -> Any:
+def _grids_that_fit(part: Part, image: tuple[int, ...], latent: tuple[int, ...]) -> str:
+    """What to write where a network of `widths`, each of which halves the sides, does not meet a grid of codes: the grid that
+    these widths make, the number of widths that makes this grid, the size of images that both fit."""
+    widths, (_, *grid), (_, *sides) = part.get("widths"), latent, image
+    if not widths or not grid or not sides:
+        return ""
+    factor, ways = 2 ** len(widths), []
+    if all(side % factor == 0 for side in sides):
+        ways.append(f"model.latent={','.join(map(str, (latent[0], *(side // factor for side in sides))))}")
+    levels = [n for n in range(1, 12) if all(2**n * code == side for code, side in zip(grid, sides))]
+    for n in levels:
+        fitting = ",".join(map(str, [*widths, *[widths[-1]] * n][:n]))
+        ways.append(f"model.encoder.widths={fitting} model.decoder.widths={fitting}")
+    size = factor * grid[0]
+    if grid[0] == grid[1]:
+        ways.append(f"images of {size}x{size}, of a folder data.size={size}")
+    return f"What fits: {'; or '.join(ways)}." if ways else ""
+
+
+def _component(slot: str, part: Part, injected: Mapping[str, Any], remedy: str = "") -> Any:
     accepted = signature(slot, part["name"])
     given = {key: value for key, value in part.items() if key != "name"}
     try:
         return build(slot, part["name"], **given, **{key: value for key, value in injected.items() if key in accepted})
     except ValueError as error:
-        raise UsageError(f"{slot} {part['name']!r} refuses its parameters", str(error)) from error
+        raise UsageError(f"{slot} {part['name']!r} refuses its parameters", str(error), remedy) from error
 
 
 def _check_values(name: str, likelihood: Likelihood, spec: DataSpec) -> None:

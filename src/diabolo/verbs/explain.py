@@ -15,6 +15,7 @@ from diabolo.data.access import Access
 from diabolo.errors import UsageError
 from diabolo.listings import table
 from diabolo.options import Imports, Json, Override, import_modules
+from diabolo.packaged import located
 from diabolo.verbs.shared import Answer
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 def explain(
     what: Annotated[
-        str, Parameter(help="A preset (see `diabolo list`), the config.json of a run, or a run directory.")
+        str,
+        Parameter(help="A preset (see `diabolo list`), the config.json of a run, a run directory, or pretrained:NAME."),
     ],
     /,
     *overrides: Override,
@@ -33,7 +35,7 @@ def explain(
 ) -> Answer:
     """Say what a loss is: bound or not and why, effective beta, sigma^2, unit; measured from its parts. Fetches nothing."""
     import_modules(import_)
-    run = Path(what)
+    run = located(what)
     if (run / "config.json").is_file():
         if overrides:
             raise UsageError(

@@ -64,8 +64,9 @@ def measure(
     dataset = load(opened.config.data.name, opened.config.data.params, options.access())
     with progress() as shown:
         found = _measured(opened, asked, dataset, fixed, name, n, seed, where, shown)
-    runs.write_json(run / "samples.json", found)
-    return Answer(data=found) if as_json else Answer((*_told(found), f"samples: {run / 'samples.json'}"))
+    target = opened.place("samples.json")
+    runs.write_json(target, found)
+    return Answer(data=found) if as_json else Answer((*_told(found), f"samples: {target}"))
 
 
 def _default(run: Run) -> str:

@@ -9,14 +9,19 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from diabolo import durations
+from diabolo import durations, packaged
+from diabolo.config import read_json
 from diabolo.errors import UsageError
 from diabolo.options import DataOptions, Device, Imports, Json, RunPath, existing_run, import_modules
 from diabolo.prior_config import OWN, resolve_prior
 from diabolo.verbs.shared import Answer, progress
 
 Words = Annotated[
-    str, Parameter(help="prior=NAME, then key=value, for example prior=flow_matching train.epochs=30 flips=true")
+    str,
+    Parameter(
+        help="prior=NAME, then key=value, for example prior=flow_matching train.epochs=30 flips=true; preset=NAME, or nothing, "
+        "where a prior belongs to a preset."
+    ),
 ]
 
 
@@ -36,7 +41,8 @@ def fit_prior(
     Go on with one that was interrupted with: diabolo train --resume RUN/priors/NAME
     """
     import_modules(import_)
-    config, limit = resolve_prior(words), math.inf if time is None else durations.seconds(time)
+    packaged.refuse_change(run, "fit-prior")
+    config, limit = resolve_prior(words, _preset_of(run)), math.inf if time is None else durations.seconds(time)
     if time is not None and config.closed:
         raise UsageError("--time means nothing here", f"A {config.prior.name} prior is fitted in closed form.")
     if name and (Path(name).name != name or name.startswith(".") or name == OWN):
@@ -53,6 +59,12 @@ def fit_prior(
     return shown_fit(path, as_json)
 
 
+def _preset_of(run: Path) -> str:
+    """The preset of a run, which a prior may belong to."""
+    config = run / "config.json"
+    return str(read_json(config).get("preset", "")) if config.is_file() else ""
+
+
 def resumed(path: Path, options: DataOptions, device: str, time: float, as_json: bool) -> Answer:
     """Go on with a fit that was interrupted."""
     from diabolo.fitting import resume_fit
@@ -64,8 +76,6 @@ def resumed(path: Path, options: DataOptions, device: str, time: float, as_json:
 
 def shown_fit(path: Path, as_json: bool) -> Answer:
     """What a fit gave."""
-    from diabolo.config import read_json
-
     found = read_json(path / "evaluation.json")
     return Answer(data=found) if as_json else Answer(tuple(_lines(path, found)))
 

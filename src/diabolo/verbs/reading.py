@@ -178,7 +178,7 @@ def reconstruct(
 
     opened, chosen = given(run, path, split, options)
     pairs = inspection.reconstructions(opened.model(), chosen.loader(), n=n, seed=seed)
-    shown, target = pairs.shape[1], out or run / "reconstructions.png"
+    shown, target = pairs.shape[1], out or opened.place("reconstructions.png")
     picture(target, inspection.in_lines(pairs, min(shown, 16)))
     return Answer((*how_read(chosen), f"reconstructions: {target}  (n = {shown}, {chosen.source}, real over z = mu)"))
 
@@ -204,7 +204,7 @@ def interpolate(
     from diabolo import inspection
 
     opened, chosen = given(run, path, split, options)
-    target = out or run / "interpolations.png"
+    target = out or opened.place("interpolations.png")
     picture(target, inspection.interpolations(opened.model(), chosen.loader(), steps=n, pairs=pairs, seed=seed))
     return Answer((*how_read(chosen), f"interpolations: {target}  ({pairs} pairs, {n} steps, {chosen.source})"))
 
@@ -233,7 +233,7 @@ def traverse(
     from diabolo import inspection
 
     opened, chosen = given(run, path, split, options)
-    model, target = opened.model(), out or run / "traversals.png"
+    model, target = opened.model(), out or opened.place("traversals.png")
     codes = inspection.embed(model, chosen.loader())
     if len(codes) < 2:
         raise DataError(f"{chosen.source} has one example", "How active a dimension is needs at least two.")

@@ -109,7 +109,8 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 
 def _told(result: Result) -> Sequence[Any]:
-    tables = [part for row in listings.evaluation_tables(result.runs) for part in (*row[:2], f"  {row[2]}\n")]
+    found = listings.evaluation_tables([(run, run.evaluation()) for run in result.runs])
+    tables = [part for row in found for part in (*row[:2], f"  {row[2]}\n")]
     return [*tables, f"report: {result.report}"]
 
 

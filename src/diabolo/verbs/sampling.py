@@ -75,7 +75,7 @@ def sample(
     count = n if y is None else len(y)
     model = fitted.model_of(opened, name)
     images = sampling.means(model, count, seed, y, temperature=temperature, guidance=asked.guidance)
-    target = out or run / "samples.png"
+    target = out or opened.place("samples.png")
     write_bytes(target, sample_grid(images, math.ceil(math.sqrt(n)) if asked.classes != EACH else n))
     how = asked.sentence(name, fitted.state(opened, name))
     return Answer((f"samples: {target}  (n = {count}, {how}; temperature {temperature:g}, seed {seed})",))
