@@ -164,10 +164,10 @@ def test_every_parameter_gets_a_gradient_and_terms_have_their_shapes(combination
 
 
 def awaken(model: torch.nn.Module) -> None:
-    """Give a normalisation that starts at scale 0, so that its block is the identity, a scale: nothing before it learns yet."""
+    """Give a convolution that starts at 0, so that its block is the identity, weights: nothing before it learns yet."""
     for part in model.modules():
-        if isinstance(part, torch.nn.BatchNorm2d):
-            torch.nn.init.ones_(part.weight)
+        if isinstance(part, torch.nn.Conv2d) and not part.weight.any():
+            part.reset_parameters()
 
 
 def test_every_registered_part_has_a_case_here():
