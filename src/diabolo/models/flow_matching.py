@@ -221,15 +221,15 @@ class Velocity(nn.Module):
         h = self.enter(self._cut(z)) + self.place
         for block in self.blocks:
             h = block(h, shared)
-        velocity: Tensor = self._joined(self.leave(self.last(h)))
-        return velocity
+        return self._joined(self.leave(self.last(h)))
 
     def _cut(self, z: Tensor) -> Tensor:
         """Tokens (B, T, values) of codes."""
+        tokens: Tensor
         if len(self.latent_shape) == 1:
-            pieces: Tensor = z.unflatten(1, (-1, self.patch))
-            return pieces
-        tokens: Tensor = F.pixel_unshuffle(z, self.patch).flatten(2).mT
+            tokens = z.unflatten(1, (-1, self.patch))
+        else:
+            tokens = F.pixel_unshuffle(z, self.patch).flatten(2).mT
         return tokens
 
     def _joined(self, h: Tensor) -> Tensor:
@@ -261,6 +261,10 @@ class Block(nn.Module):
         return found
 
     def _attended(self, h: Tensor) -> Tensor:
-        q, k, v = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed: Tensor = self.mix(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = (
+            self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # each (B, heads, T, width / heads)
+        # spelled out: for a few tokens the backward pass of torch's fused attention takes longer on a processor than all else
+        attention = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1)
+        mixed: Tensor = self.mix((attention @ v).transpose(1, 2).flatten(2))
         return mixed

@@ -13,12 +13,12 @@ from diabolo.registry import register
 
 
 class Residual(nn.Module):
-    """h + f(h), f two 3x3 convolutions with an activation between them; h (B, C, H, W).
+    """h + f(h), f two 3x3 convolutions with an activation before each; h (B, C, H, W).
 
     The second convolution starts at 0: an untrained block is the identity. There is no normalisation, which on a processor would
     take as long as the convolutions, and whose noise a decoder that is to be exact can do without.
 
-    References: He et al., Deep residual learning for image recognition (2016), arXiv:1512.03385; Zhang et al., Fixup
+    References: He et al., Identity mappings in deep residual networks (2016), arXiv:1603.05027; Zhang et al., Fixup
     initialization (2019), arXiv:1901.09321.
     """
 
@@ -26,7 +26,12 @@ class Residual(nn.Module):
         super().__init__()
         last = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(last.weight)
-        self.layers = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), activation_module(activation), last)
+        self.layers = nn.Sequential(
+            activation_module(activation),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            activation_module(activation),
+            last,
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         found: Tensor = h + self.layers(h)
