@@ -164,10 +164,10 @@ def test_every_parameter_gets_a_gradient_and_terms_have_their_shapes(combination
 
 
 def awaken(model: torch.nn.Module) -> None:
-    """Give a normalisation that starts at scale 0, so that its block is the identity, a scale: nothing before it learns yet."""
+    """Give a convolution that starts at 0, so that its block is the identity, weights: nothing before it learns yet."""
     for part in model.modules():
-        if isinstance(part, torch.nn.BatchNorm2d):
-            torch.nn.init.ones_(part.weight)
+        if isinstance(part, torch.nn.Conv2d) and not part.weight.any():
+            part.reset_parameters()
 
 
 def test_every_registered_part_has_a_case_here():
@@ -825,15 +825,16 @@ SPLITS = ("batch", "train", "validation")
 
 def test_average_of_the_weights_is_its_closed_form():
     model = torch.nn.BatchNorm1d(2)
-    average = Average(model, 0.9)
+    average = Average(model, 0.3)  # which the share of the first steps, 1/10, 2/11, ..., reaches at the fourth
     path = [torch.tensor([1.0, 1.0])]
     for step in range(1, 6):
         with torch.no_grad():
             model.weight.copy_(torch.tensor([1.0 * step, -2.0 * step]))
             model.running_mean.fill_(step)
-        average.update(model)
+        average.update(model, step)
         path.append(model.weight.detach().clone())
-    closed = 0.9**5 * path[0] + sum(0.1 * 0.9 ** (5 - i) * path[i] for i in range(1, 6))
+    decays = [1.0, 1 / 10, 2 / 11, 3 / 12, 0.3, 0.3]
+    closed = sum((1 - decays[i] * (i > 0)) * math.prod(decays[i + 1 :]) * path[i] for i in range(6))
     torch.testing.assert_close(average.weights["weight"], closed, rtol=1e-6, atol=1e-6)
     assert average.weights["running_mean"].tolist() == [5.0, 5.0]  # buffers are copied
     assert average.weights["num_batches_tracked"].item() == 0

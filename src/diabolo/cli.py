@@ -100,8 +100,6 @@ def train(
     plans = _train_plans(preset, overrides, out, resume)
     launch.refuse_several(len(plans))
     data = choice.dataset(_say) if choice else None
-    from diabolo import evaluation
-
     finished, measured = [], []
     with _progress() as progress:
         for config, place in plans:
@@ -110,9 +108,7 @@ def train(
             if launch.here().rank:
                 return 0  # the first process measures, and speaks
             if evaluate_after and _measurable(run):
-                settings = evaluation.SMOKE if run.config.train.smoke else evaluation.Settings()
-                _evaluate(run, settings, options, device, progress, data)
-                _report(run, options, lang, data)
+                _measure(run, options, device, lang, progress, data)
                 measured.append(run)
             finished.append(run)
     return _show_trained(finished, measured, as_json)
@@ -385,6 +381,17 @@ def _resolve(preset: str, overrides: Sequence[str]) -> configuration.Resolved:
     if preset.endswith(".json"):
         return configuration.from_dict(configuration.read_json(Path(preset)), overrides)
     return configuration.resolve(preset, overrides)
+
+
+def _measure(
+    run: Run, options: DataOptions, device: str, lang: str, progress: Progress, dataset: Dataset | None
+) -> None:
+    """Evaluate a run that was trained, and write its report."""
+    from diabolo import evaluation
+
+    settings = evaluation.SMOKE if run.config.train.smoke else evaluation.Settings()
+    _evaluate(run, settings, options, device, progress, dataset)
+    _report(run, options, lang, dataset)
 
 
 def _evaluate(

@@ -33,6 +33,8 @@ Words = Annotated[
 
 @dataclass(frozen=True)
 class Asked:
+    """What is asked of the samples: a class's name or `each`, guidance (1: none), the name of a prior."""
+
     classes: str | None
     guidance: float
     prior: str | None
