@@ -42,7 +42,7 @@ MAIN = "sharp"
 ABLATION: dict[str, str] = {
     "short": "",
     "short-fixed": "model.likelihood=gaussian model.likelihood.scale=0.7071067811865476",
-    "short-vector": f"model.latent=(512,1,1) {_BOTH('widths', '(48,96,96,96,96)')}",
+    "short-vector": "model.latent=512",
     "short-no-blocks": _BOTH("blocks", 0),
     "short-no-shortcut": _BOTH("shortcut", "false"),
 }

@@ -92,9 +92,8 @@ def _parts(found: Found) -> Claim:
     words = Words(
         title=say("Each part of the network has its share"),
         statement=say(
-            "A grid as code, residual blocks and the linear shortcut each make reconstructions sharper. The vector as code is "
-            "a grid of a single place, with as many numbers and three levels deeper; without residual blocks what is left is "
-            "linear."
+            "A grid as code, residual blocks and the linear shortcut each make reconstructions sharper. The vector as code has "
+            "as many numbers, and no shortcut; without residual blocks what is left is linear."
         ),
         rule=say(
             "Supported if each change alone lowers the PSNR of the short network by {sigmas} standard errors of the difference "

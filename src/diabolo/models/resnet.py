@@ -72,8 +72,9 @@ class ResNet(nn.Module):
         self.factor = 2 ** len(widths)
         grid = _grid(image, code, widths)
         build = _down if down else _up
-        self.layers = build(image[0], code if len(code) == 3 else (code[0], *grid), list(widths), blocks, activation)
-        self.vector = None if len(code) == 3 else _affine(code[0], (code[0], *grid), down)
+        channels = code[0] if len(code) == 3 else widths[-1]  # of the smallest grid, where code and image meet
+        self.layers = build(image[0], channels, list(widths), blocks, activation)
+        self.vector = None if len(code) == 3 else _affine(code[0], (channels, *grid), down)
         self.linear = None
         if shortcut and self.vector is None:
             patch = image[0] * self.factor**2
@@ -118,16 +119,16 @@ def _affine(values: int, grid: tuple[int, int, int], down: bool) -> nn.Module:
     return nn.Sequential(nn.Linear(values, math.prod(grid)), nn.Unflatten(1, grid))
 
 
-def _down(channels: int, code: tuple[int, ...], widths: list[int], blocks: int, activation: str) -> nn.Sequential:
+def _down(channels: int, code: int, widths: list[int], blocks: int, activation: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for a, b in zip([channels, *widths], widths):
         layers += [nn.PixelUnshuffle(2), nn.Conv2d(4 * a, b, 1)]
         layers += [Residual(b, activation) for _ in range(blocks)]
-    return nn.Sequential(*layers, nn.Conv2d(widths[-1], code[0], 1))
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], code, 1))
 
 
-def _up(channels: int, code: tuple[int, ...], widths: list[int], blocks: int, activation: str) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(code[0], widths[-1], 1)]
+def _up(channels: int, code: int, widths: list[int], blocks: int, activation: str) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(code, widths[-1], 1)]
     for level in reversed(range(len(widths))):
         layers += [Residual(widths[level], activation) for _ in range(blocks)]
         out = widths[level - 1] if level else channels
