@@ -2,7 +2,7 @@
 
     python benchmarks/sharp_samples.py RUN --guidance 2 --out results/sharp/samples.json
 
-Rows as those of `diabolo measure`; of a prior that knows classes, samples for each class (with guidance where it has any) and for none.
+Rows as those of `diabolo measure`; of a prior that knows classes, samples for each class (guided where it can be) and for none.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Write the generated parts of both READMEs: the preset table, the results table from a finished MNIST chapter, and those of the
-chapters of autoencoders and CIFAR-10 and of `make bench` from what is kept in results/.
+chapters of autoencoders and CIFAR-10, of sharp pictures and of `make bench` from what is kept in results/.
 
 The results stay as they are where the chapter is not finished. With --check nothing is written, and the exit code is 1 if
 a file would change.
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 CHAPTER = ROOT / "runs" / "reproduce" / "mnist"
 MEASURES = ROOT / "results" / "autoencoders" / "measures.json"
 CIFAR10 = ROOT / "results" / "cifar10"
+SHARP = ROOT / "results" / "sharp"
 SPEED = ROOT / "results" / "speed" / "bench.json"
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
@@ -163,6 +164,36 @@ def _facts(evaluations: Mapping[str, Any], directions: Mapping[str, int]) -> dic
 
 #: Runs in the order of the story.
 _NETWORKS = ("c1", "c2", "c3", "c4", "c5-leaky", "c5-asymmetric", "c2-optimal", "c4-optimal", "c5-leaky-optimal")
+
+
+def sharp(kept: Path, language: str) -> str:
+    """What reconstructions and samples of cifar10-sharp were measured to be, from what is kept in a folder."""
+    words = WORDS[language]
+    measured, table = (
+        json.loads((kept / f"{name}.json").read_text(encoding="utf-8")) for name in ("evaluation", "samples")
+    )
+    told = (
+        words["sharp"]
+        .strip()
+        .format(
+            n=measured["psnr"]["n"],
+            psnr=_pm(measured["psnr"], 2),
+            bits=_pm(measured["bits_per_dim"], 4),
+            rate=_pm(measured["rate"], 1),
+            ssim=_pm(measured["ssim"], 3),
+            drawn=table["about"]["n"],
+        )
+    )
+    rows = [_samples_of(row) for row in table["rows"]]
+    return "\n\n".join([told, _table(words["sharp_columns"], rows)])
+
+
+def _samples_of(row: Mapping[str, Any]) -> str:
+    def percent(key: str) -> str:
+        return f"{100 * row[key]['value']:.1f} {PLUS_MINUS} {100 * row[key]['se']:.1f} %" if key in row else "-"
+
+    shares = [percent(key) for key in ("precision", "recall", "coverage", "class_accuracy", "memorised")]
+    return f"| {' | '.join([row['set'], _pm(row['frechet'], 2), *shares])} |"
 
 
 def speed(content: Mapping[str, Any], language: str) -> str:
@@ -331,6 +362,8 @@ def rewritten(text: str, language: str, chapter: Path) -> str:
         blocks["autoencoders"] = lambda: autoencoders(measures, language)
     if (CIFAR10 / "measures-locality.json").is_file():
         blocks["cifar10"] = lambda: cifar10(CIFAR10, language)
+    if (SHARP / "samples.json").is_file():
+        blocks["sharp"] = lambda: sharp(SHARP, language)
     if SPEED.is_file():
         timings = json.loads(SPEED.read_text(encoding="utf-8"))
         blocks["speed"] = lambda: speed(timings, language)
