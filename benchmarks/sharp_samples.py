@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--guidance", type=float, required=True)
     parser.add_argument("--n", type=int, default=10_000)
+    parser.add_argument(
+        "--rows", nargs="*", help="the rows to draw, like own flow_matching:class; all of them left out"
+    )
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     run, features = Run(given.run), load("cifar10_classifier")
@@ -44,6 +47,8 @@ def main() -> None:
     ]
     classes = torch.arange(n) % len(dataset.spec.classes)
     for prior, asked, guidance in plans(run, given.guidance):
+        if given.rows and f"{prior}{':class' if asked else ''}" not in given.rows:
+            continue
         name = f"{prior}, {'each class' if asked else 'no class'}" + (f", guidance {guidance:g}" if asked else "")
         began = time.perf_counter()
         levels = sampling.draw(run, n, 0, classes if asked else None, guidance, prior=prior, device=CPU)
