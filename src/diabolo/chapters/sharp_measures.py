@@ -42,7 +42,7 @@ class Asked:
     """What is asked of the samples: how many in a row of the table, the guidance towards their class, the features, the seed."""
 
     n: int | None = None
-    guidance: float = 2.0
+    guidance: float = 3.0
     features: str = "cifar10_classifier"
     seed: int = 0
 
