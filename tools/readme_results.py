@@ -179,7 +179,7 @@ def sharp(kept: Path, language: str) -> str:
             n=measured["psnr"]["n"],
             psnr=_pm(measured["psnr"], 2),
             bits=_pm(measured["bits_per_dim"], 4),
-            rate=_pm(measured["rate"], 1),
+            rate=_pm(measured["kl"], 1),
             ssim=_pm(measured["ssim"], 3),
             drawn=table["about"]["n"],
         )
