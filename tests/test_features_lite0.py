@@ -250,7 +250,9 @@ def test_it_is_found_by_name_and_says_what_it_is():
 
 @needs_weights
 @pytest.mark.parametrize(
-    "images", [torch.rand(2, 4, 8, 8), torch.rand(3, 8, 8), torch.full((1, 3, 8, 8), 1.5)], ids=str
+    "images",
+    [torch.full((2, 4, 8, 8), 0.5), torch.full((3, 8, 8), 0.5), torch.full((1, 3, 8, 8), 1.5)],
+    ids=["four channels", "one image", "above 1"],
 )
 def test_what_are_no_images_are_refused(lite0, images):
     with pytest.raises(UsageError, match="efficientnet_lite0 read"):
