@@ -136,7 +136,7 @@ def test_about_json_says_how_the_model_came_to_be(run, packed):
     assert resolve("cifar10-sharp", command[3:]).config == sharp == run.config
     fitted = about["priors"]["few"]["command"].split()
     assert fitted[:3] == ["diabolo", "fit-prior", "RUN"] and fitted[-2:] == ["--name", "few"]
-    assert resolve_prior(fitted[3:-2]) == resolve_prior(PRIORS["few"])
+    assert resolve_prior(fitted[3:-2], "cifar10-sharp") == resolve_prior(PRIORS["few"])
     assert about["priors"]["dense"]["command"] == "diabolo fit-prior RUN prior=mixture prior.components=1 --name dense"
     assert about["commands"][1:] == [
         *(p["command"] for p in about["priors"].values()),

@@ -211,7 +211,7 @@ def test_the_kept_verifications_of_cifar10_failed_nothing_but_what_is_said(tool,
 def test_every_verb_is_named():
     text = text_of("README.md")
     verbs = [name for name in cli.app if not name.startswith("-")]
-    assert len(verbs) == 23
+    assert len(verbs) == 24
     assert [
         verb for verb in verbs if not re.search(rf"`(diabolo )?{verb}\b|^diabolo {verb}\b", text, re.MULTILINE)
     ] == []

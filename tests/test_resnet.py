@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from diabolo.models.networks import BatchNorm
 from diabolo.models.resnet import Residual, ResNet
 
 torch.set_num_threads(1)
@@ -29,13 +28,10 @@ def seeded():
 
 
 def trained(network: ResNet) -> ResNet:
-    """As if it had been trained: no scale is 0, no running statistic is that of the start; float64, in evaluation mode."""
+    """As if it had been trained: no convolution is 0 as at the start; float64, in evaluation mode."""
     for part in network.modules():
-        if isinstance(part, BatchNorm):
-            torch.nn.init.uniform_(part.weight, 0.5, 1.5)
-            torch.nn.init.normal_(part.bias)
-            torch.nn.init.normal_(part.running_mean)
-            torch.nn.init.uniform_(part.running_var, 0.5, 1.5)
+        if isinstance(part, torch.nn.Conv2d) and not part.weight.any():
+            torch.nn.init.normal_(part.weight, std=0.1)
     return network.double().eval().requires_grad_(False)
 
 
@@ -76,11 +72,12 @@ def test_shapes_that_do_not_fit_are_refused_in_both_directions(image, code, widt
             ResNet(given, made, widths=widths)
 
 
-def test_an_untrained_block_is_the_identity_where_the_activation_is():
+def test_an_untrained_block_adds_a_constant_to_each_channel():
     block, h = Residual(5, "relu"), torch.rand(2, 5, 4, 4)
-    assert torch.equal(block(h), h)
-    torch.nn.init.ones_([part for part in block.modules() if isinstance(part, BatchNorm)][-1].weight)
-    assert not torch.equal(block(h), h)
+    last = [part for part in block.modules() if isinstance(part, torch.nn.Conv2d)][-1]
+    assert torch.equal(block(h), h + last.bias.view(5, 1, 1))
+    torch.nn.init.ones_(last.weight)
+    assert not torch.allclose(block(h), h + last.bias.view(5, 1, 1))
 
 
 def moved(x: Tensor, by: int) -> Tensor:

@@ -106,13 +106,13 @@ def test_levels_are_those_of_a_picture_file():
 
 def test_samples_are_the_decoders_means_and_whole_batches_do_not_depend_on_n(run, monkeypatch):
     monkeypatch.setattr(sampling, "_BATCH", 4)
-    few, more = (sampling.draw(Run(run), n, 3, device=CPU) for n in (4, 10))
+    few, more = (sampling.draw(Run(run), n, 3, prior="own", device=CPU) for n in (4, 10))
     assert more.shape == (10, 1, 8, 8)
     assert more.dtype == torch.uint8
     assert more[:4].equal(few)
-    assert not sampling.draw(Run(run), 4, 4, device=CPU).equal(few)
+    assert not sampling.draw(Run(run), 4, 4, prior="own", device=CPU).equal(few)
     state = torch.get_rng_state()
-    sampling.draw(Run(run), 4, 3, device=CPU)
+    sampling.draw(Run(run), 4, 3, prior="own", device=CPU)
     assert torch.get_rng_state().equal(state)
 
 
@@ -126,9 +126,9 @@ def test_reconstructions_are_at_the_mean_code(run, digits):
 
 
 def test_a_prior_without_classes_refuses_them(run):
-    for asked in ({"classes": torch.zeros(4)}, {"guidance": 2.0}):
-        with pytest.raises(UsageError, match="knows no classes"):
-            sampling.draw(Run(run), 4, 0, device=CPU, **asked)
+    for asked, why in (({"classes": torch.zeros(4)}, "knows no classes"), ({"guidance": 2.0}, "has no guidance")):
+        with pytest.raises(UsageError, match=why):
+            sampling.draw(Run(run), 4, 0, prior="own", device=CPU, **asked)
 
 
 # ------------------------------------------------------------------------------------------------ rows
@@ -239,7 +239,7 @@ def test_the_verb_measures_a_run_and_prints_what_it_wrote(run, capsys):
     assert "n = 120 rather than 10,000: not comparable" in printed
     assert "against the test split (n = 297)" in printed
     assert "classes seen in samples of run" in printed
-    expected = sampling.draw(Run(run), 120, 0, device=CPU)
+    expected = sampling.draw(Run(run), 120, 0, prior="own", device=CPU)
     again = table_of(load("digits", {"validation": 0}, Access()), ImageSet("samples of run", "samples", expected))
     assert again["rows"][0] == found["rows"][-1]
 

@@ -148,7 +148,7 @@ class EfficientNetLite0(Features):
             )
         self.size = size
         self.about = (
-            f"EfficientNet-Lite0, trained on ImageNet, at {size} x {size} pixels: means of the last 1,280 channels"
+            f"EfficientNet-Lite0, trained on ImageNet, at {size} x {size} pixels: means of the last 1,280 channels."
         )
         self._network = _trained()
 
@@ -162,7 +162,8 @@ class EfficientNetLite0(Features):
         check_images(images, (1 if images.shape[1:2] == (1,) else 3, None, None), "efficientnet_lite0")
         self._network.to(images.device)
         together = TOGETHER_CPU if images.device.type == "cpu" else TOGETHER
-        return torch.cat([self._network(self._prepared(part)) for part in images.split(together)])
+        with torch.autocast(images.device.type, enabled=False):  # in float32 whatever the caller computes in
+            return torch.cat([self._network(self._prepared(part)) for part in images.split(together)])
 
     def _prepared(self, images: Tensor) -> Tensor:
         resized = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
@@ -174,7 +175,8 @@ def _trained() -> nn.Module:
     """The network with its weights, for reading only."""
     content = pinned_bytes(installed_file(PACKAGE, WEIGHTS, REMEDY), SHA256, f"{REMEDY} --force-reinstall")
     table = read_table(resources.files("diabolo.features").joinpath("lite0_table.json").read_text(encoding="utf-8"))
-    network = Lite0()
+    with torch.device("meta"):  # no first weights are drawn, which the caller's random state would tell
+        network = Lite0()
     tensors = read_tensors(content, {name: table[name] for name in network.state_dict()})
-    network.load_state_dict(tensors)
+    network.load_state_dict(tensors, assign=True)
     return fused(network.eval()).requires_grad_(False)

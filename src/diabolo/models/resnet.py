@@ -15,8 +15,8 @@ from diabolo.registry import register
 class Residual(nn.Module):
     """h + f(h), f two 3x3 convolutions with an activation before each; h (B, C, H, W).
 
-    The second convolution starts at 0: an untrained block is the identity. There is no normalisation, which on a processor would
-    take as long as the convolutions, and whose noise a decoder that is to be exact can do without.
+    The second convolution's weights start at 0: an untrained block adds a constant to each channel. There is no normalisation,
+    which on a processor would take as long as the convolutions, and whose noise a decoder that is to be exact can do without.
 
     References: He et al., Identity mappings in deep residual networks (2016), arXiv:1603.05027; Zhang et al., Fixup
     initialization (2019), arXiv:1901.09321.
