@@ -256,7 +256,14 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true")
     given = vars(parser.parse_args(words))
     asked = Asked(priors=tuple(given.pop("prior")), **given)
-    target = pack(asked, command=shlex.join(["python", "tools/pack_pretrained.py", *words]))
+    target = pack(
+        asked,
+        command=shlex.join([
+            "python",
+            "tools/pack_pretrained.py",
+            *("RUN" if word == str(asked.run) else word for word in words),
+        ]),
+    )
     found = packaged.about(target)
     size = sum(file["size"] for file in found["files"].values())
     print(f"{packaged.PREFIX}{target.name}: {size:,} bytes; {packaged.told(found)}")

@@ -91,14 +91,20 @@ def refuse_change(run: str | Path, *verbs: str) -> None:
 
 
 def told(found: Mapping[str, Any]) -> str:
-    """The result of an about.json in a line, each number with its unit."""
-    parts = [_numbers(found["result"])]
-    parts += [f"prior {name}: {_numbers(prior['result'])}" for name, prior in found["priors"].items()]
+    """The result of an about.json in a line, each number with its unit, and how many images it is of."""
+    parts = [f"{_numbers(found['result'])}{_least(found['result'], 'n = {:,}')}"]
+    for name, prior in found["priors"].items():
+        parts.append(f"prior {name}: {_numbers(prior['result'])}{_least(prior['result'], '{:,} samples')}")
     return "; ".join(parts)
 
 
 def _numbers(result: Mapping[str, Any]) -> str:
     return ", ".join(f"{what} {_number(entry)}" for what, entry in result.items()) or "not measured"
+
+
+def _least(result: Mapping[str, Any], words: str) -> str:
+    """How many images the numbers are of: some count the images that they are held against, which are more."""
+    return f" ({words.format(min(entry['n'] for entry in result.values()))})" if result else ""
 
 
 def _number(entry: Mapping[str, Any]) -> str:
