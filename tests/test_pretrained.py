@@ -295,7 +295,7 @@ def test_each_model_of_the_package_is_whole():
 
 def test_what_the_package_needs_is_declared_as_its_data():
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert '"pretrained/**"' in declared and '"presets/priors/*.toml"' in declared
+    assert '"pretrained/*/*", "pretrained/*/priors/*/*"' in declared and '"presets/priors/*.toml"' in declared
     done = subprocess.run(
         ["git", "check-attr", "text", "src/diabolo/pretrained/x/config.json"],
         cwd=ROOT,
