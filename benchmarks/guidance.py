@@ -26,7 +26,7 @@ from diabolo.sample_metrics import (
     neighbourhoods,
     precision_recall_density_coverage,
 )
-from diabolo.sampling import draw
+from diabolo.sampling import draw, each_in_turn
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 
@@ -44,7 +44,7 @@ def main() -> None:
     index = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))[: given.n]
     real = features(dataset.train.values[index].float() / 255).double()
     reference, around = moments(real), neighbourhoods(real)
-    classes = torch.arange(len(dataset.spec.classes)).repeat(given.n // len(dataset.spec.classes))
+    classes = each_in_turn(given.n, len(dataset.spec.classes))
     rows = []
     for guidance in GUIDANCES:
         began = time.perf_counter()

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from diabolo import data, fitted, sampling, sampling_table
-from diabolo.data import Loader
 from diabolo.engine import environment
 from diabolo.features import load
 from diabolo.fitted import OWN
@@ -37,15 +36,12 @@ def main() -> None:
     run, features = Run(given.run), load("cifar10_classifier")
     dataset = data.load(run.config.data.name, run.config.data.params)
     n, seconds = given.n, {}
-    index = sampling_table.chosen(n, len(dataset.test), 0, "reconstructions")
-    again = sampling.reconstruct(run, Loader(dataset, "test"), index, device=CPU)
-    assert dataset.test.labels is not None
     sets = [
         sampling_table.floor(dataset, n, 0),
-        ImageSet("reconstructions at z = mu", "reconstructions", again, dataset.test.labels[index]),
+        sampling_table.reconstructions(run, dataset, n, 0, device=CPU),
         *sampling_table.closed_form(dataset, n, 0),
     ]
-    classes = torch.arange(n) % len(dataset.spec.classes)
+    classes = sampling.each_in_turn(n, len(dataset.spec.classes))
     for prior, asked, guidance in plans(run, given.guidance):
         if given.rows and f"{prior}{':class' if asked else ''}" not in given.rows:
             continue

@@ -200,6 +200,14 @@ def test_the_tables_of_cifar10_are_those_that_are_kept(tool, name, language):
     assert f"{evaluations['c4-optimal']['psnr']['value']:.2f}" in shown
 
 
+@pytest.mark.parametrize(("name", "language"), [("README.md", "en"), ("README.zh-CN.md", "zh")])
+def test_the_table_of_sharp_samples_is_the_one_that_is_kept(tool, name, language):
+    shown = text_of(name).split("<!-- sharp:begin -->\n")[1].split("\n<!-- sharp:end -->")[0]
+    assert shown == tool.sharp(tool.SHARP, language)
+    evaluation = json.loads((tool.SHARP / "evaluation.json").read_text(encoding="utf-8"))
+    assert f"{evaluation['psnr']['value']:.2f}" in shown and f"{evaluation['bits_per_dim']['value']:.4f}" in shown
+
+
 @pytest.mark.parametrize("name", ["verification", "verification-locality", "verification-quick"])
 def test_the_kept_verifications_of_cifar10_failed_nothing_but_what_is_said(tool, name):
     kept = json.loads((tool.CIFAR10 / f"{name}.json").read_text(encoding="utf-8"))

@@ -169,9 +169,11 @@ _NETWORKS = ("c1", "c2", "c3", "c4", "c5-leaky", "c5-asymmetric", "c2-optimal", 
 def sharp(kept: Path, language: str) -> str:
     """What reconstructions and samples of cifar10-sharp were measured to be, from what is kept in a folder."""
     words = WORDS[language]
-    measured, table = (
-        json.loads((kept / f"{name}.json").read_text(encoding="utf-8")) for name in ("evaluation", "samples")
+    measured, table, classifier = (
+        json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("evaluation", "samples", "classifier")
     )
+    seconds = table["about"]["seconds"]["all"] + sum(table["about"]["drawing_seconds"].values())
     told = (
         words["sharp"]
         .strip()
@@ -182,9 +184,12 @@ def sharp(kept: Path, language: str) -> str:
             rate=_pm(measured["kl"], 1),
             ssim=_pm(measured["ssim"], 3),
             drawn=table["about"]["n"],
+            accuracy=f"{100 * classifier['test']['accuracy']:.1f}",
+            minutes=f"{seconds / 60:.0f}",
         )
     )
-    rows = [_samples_of(row) for row in table["rows"]]
+    names = words["sharp_rows"]
+    rows = [_samples_of({**row, "set": names.get(row["set"], row["set"])}) for row in table["rows"]]
     return "\n\n".join([told, _table(words["sharp_columns"], rows)])
 
 

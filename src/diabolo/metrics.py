@@ -196,9 +196,8 @@ class Evidence:
     dequantized_kl: Tensor | None = None  # (N,)
     train_variance: float | None = None  # of a Gaussian with one sigma: its dequantized error on the training split
     train_examples: int = 0  # that it is the mean of
-    event: tuple[
-        int, ...
-    ] = ()  # of z: (d,), or (channels, rows, columns) of a grid, whose d values are numbered in that order
+    # of z: (d,), or (channels, rows, columns) of a grid, whose d values are numbered in that order
+    event: tuple[int, ...] = ()
 
     @property
     def error_unit(self) -> str:

@@ -42,6 +42,11 @@ def to_levels(x: Tensor) -> Tensor:
     return (x.detach().double().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
+def each_in_turn(n: int, classes: int) -> Tensor:
+    """Class numbers (n,) of which every class has as many as n allows: 0, 1, ..., classes - 1, 0, 1, ..."""
+    return torch.arange(n) % classes
+
+
 def means(
     model: Autoencoder,
     n: int,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diabolo import linear
+from diabolo.data import Loader
 from diabolo.data.spec import Dataset
 from diabolo.errors import UsageError
 from diabolo.features.base import Features
@@ -22,6 +23,7 @@ from diabolo.language import say
 from diabolo.memorisation import QUANTILE, memorised, nearer_than_test, nearest
 from diabolo.metrics import Entry
 from diabolo.progress import Progress
+from diabolo.runs import Run
 from diabolo.sample_metrics import (
     K,
     Moments,
@@ -34,7 +36,7 @@ from diabolo.sample_metrics import (
     neighbourhoods,
     precision_recall_density_coverage,
 )
-from diabolo.sampling import to_levels
+from diabolo.sampling import each_in_turn, reconstruct, to_levels
 from diabolo.seeds import fold
 
 #: Images a set has where nothing else is said, as in the literature; and the fewest that all numbers exist for.
@@ -106,6 +108,16 @@ def floor(dataset: Dataset, n: int, seed: int) -> ImageSet:
     return ImageSet("training images", "floor", dataset.train.values[index], None if labels is None else labels[index])
 
 
+def reconstructions(
+    run: Run, dataset: Dataset, n: int, seed: int, *, device: torch.device, progress: Progress | None = None
+) -> ImageSet:
+    """n test images as a run reconstructs them at z = mu, with their labels: what its decoder could do at best."""
+    index = chosen(n, len(dataset.test), seed, "reconstructions")
+    levels = reconstruct(run, Loader(dataset, "test", device), index, device=device, progress=progress)
+    labels = dataset.test.labels
+    return ImageSet("reconstructions", "reconstructions", levels, None if labels is None else labels[index])
+
+
 def closed_form(dataset: Dataset, n: int, seed: int) -> list[ImageSet]:
     """Samples of probabilistic PCA (512 latents, or as many as it can have), and of one full-covariance Gaussian for each class.
 
@@ -116,7 +128,7 @@ def closed_form(dataset: Dataset, n: int, seed: int) -> list[ImageSet]:
     images = linear.draw_ppca(linear.fit(x, q), n, seed)
     sets = [ImageSet(f"pPCA, q = {q}", "closed form", to_levels(images / 255).unflatten(1, shape))]
     if dataset.train.labels is not None and dataset.spec.classes:
-        asked = torch.arange(n) % len(dataset.spec.classes)
+        asked = each_in_turn(n, len(dataset.spec.classes))
         images = linear.draw_per_class(x, dataset.train.labels, asked, seed)
         levels = to_levels(images / 255).unflatten(1, shape)
         sets.append(ImageSet("a Gaussian for each class, pixels", "closed form", levels, asked))

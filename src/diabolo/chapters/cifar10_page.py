@@ -50,8 +50,8 @@ _LEVELS = 160
 
 
 class Measured(Protocol):
-    """What the chapter measured. `numbers`: "linear" (eigenvalues, grid, dequantized), "epochs", "plan", "parameters".
-    `pictures`: `Pictures` by run, and under "strip" the originals (8, C, H, W) with reconstructions by run."""
+    """What a chapter on colour images measured: plain numbers, and pictures by name. See `cifar10_measures.Measured` and
+    `sharp_measures.Measured`."""
 
     @property
     def numbers(self) -> Mapping[str, Any]: ...

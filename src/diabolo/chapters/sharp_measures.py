@@ -222,16 +222,12 @@ def _wanted(
     progress: Progress,
 ) -> list[_Wanted]:
     closed = cache(partial(sampling_table.closed_form, dataset, n, seed))
-    labels, known = dataset.test.labels, len(dataset.spec.classes)
-    classes = torch.arange(n) % known if known else None
+    known = len(dataset.spec.classes)
+    classes = sampling.each_in_turn(n, known) if known else None
+    again = partial(sampling_table.reconstructions, main, dataset, n, seed, device=device, progress=progress)
 
     def of(*words: Any) -> str:
         return hashlib.sha256(json.dumps([*common, *words]).encode()).hexdigest()
-
-    def reconstructions() -> ImageSet:
-        index = sampling_table.chosen(n, len(dataset.test), seed, "reconstructions")
-        levels = sampling.reconstruct(main, Loader(dataset, "test", device), index, device=device, progress=progress)
-        return ImageSet("", "reconstructions", levels, None if labels is None else labels[index])
 
     def samples(plan: Drawn) -> ImageSet:
         levels = _levels(plan, n, classes, seed, device, progress)
@@ -239,7 +235,7 @@ def _wanted(
 
     rows = [
         _Wanted("floor", of("floor"), lambda: sampling_table.floor(dataset, n, seed)),
-        _Wanted("reconstructions", of("z = mu", weights_of(main, OWN)), reconstructions),
+        _Wanted("reconstructions", of("z = mu", weights_of(main, OWN)), again),
         _Wanted("ppca", of("ppca"), lambda: closed()[0]),
     ]
     if known and dataset.train.labels is not None:

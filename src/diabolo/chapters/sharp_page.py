@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from markupsafe import Markup
 from torch import Tensor
@@ -17,7 +17,15 @@ from diabolo import plots, plots_rd, sampling_table, tables
 from diabolo.chapters import sharp_numbers as gathering
 from diabolo.chapters import sharp_table as table
 from diabolo.chapters import sharp_words as words
-from diabolo.chapters.cifar10_page import facts_of_all, image_panel, line_mark, record, strip_row, water_curve
+from diabolo.chapters.cifar10_page import (
+    Measured,
+    facts_of_all,
+    image_panel,
+    line_mark,
+    record,
+    strip_row,
+    water_curve,
+)
 from diabolo.chapters.sharp_claims import claims
 from diabolo.chapters.sharp_words import NAMES, SETS
 from diabolo.language import say
@@ -30,16 +38,6 @@ from diabolo.tables import Reading
 _COLUMNS = 6
 #: The widest rate that the plane shows, as a multiple of the main run's.
 _REACH = 1.15
-
-
-class Measured(Protocol):
-    """What the chapter measured, see `sharp_measures.Measured`."""
-
-    @property
-    def numbers(self) -> Mapping[str, Any]: ...
-
-    @property
-    def pictures(self) -> Mapping[str, Any]: ...
 
 
 def write_page(

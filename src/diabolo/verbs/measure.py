@@ -93,20 +93,17 @@ def _measured(
 ) -> dict[str, Any]:
     """The table of a run's samples and of the sets that they are to be read by, as `sampling_table.measure` gives it."""
     from diabolo import fitted, sampling, sampling_table
-    from diabolo.data import Loader
 
     run.check_data(dataset)
     sampling.check_levels(dataset.spec)
     n = sampling_table.usual_n(dataset, n)
     prior, classes = fitted.chosen(run, asked.prior), class_numbers(run, asked.classes, n, whole=True)
     samples = sampling.draw(run, n, seed, classes, asked.guidance, prior=prior, device=device, progress=shown)
-    loader, labels = Loader(dataset, "test", device), dataset.test.labels
-    index = sampling_table.chosen(n, len(dataset.test), seed, "reconstructions")
-    again = sampling.reconstruct(run, loader, index, device=device, progress=shown)
+    again = sampling_table.reconstructions(run, dataset, n, seed, device=device, progress=shown)
     shown.say(f"fitting two closed-form models to {len(dataset.train):,} training images")
     sets = [
         sampling_table.floor(dataset, n, seed),
-        sampling_table.ImageSet("reconstructions", "reconstructions", again, None if labels is None else labels[index]),
+        again,
         *sampling_table.closed_form(dataset, n, seed),
         sampling_table.ImageSet(f"samples of {run.name}", "samples", samples, classes),
     ]

@@ -112,14 +112,15 @@ def class_numbers(run: Run, asked: str | None, n: int, *, whole: bool = False) -
     """
     import torch
 
+    from diabolo.sampling import each_in_turn
+
     if asked is None:
         return None
     known: Sequence[str] = run.env["data"]["spec"]["classes"]
     if not known:
         raise UsageError(f"the data of {run.path} have no classes", f"So there is no class={asked}.", "Leave it out.")
     if asked == EACH:
-        each = torch.arange(len(known))
-        return each.repeat(-(-n // len(known)))[:n] if whole else each.repeat_interleave(n)
+        return each_in_turn(n, len(known)) if whole else torch.arange(len(known)).repeat_interleave(n)
     if asked not in known:
         raise UsageError(f"{run.path} knows no class {asked!r}", did_you_mean(asked, [*known, EACH]))
     return torch.full((n,), known.index(asked))
