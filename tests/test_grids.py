@@ -201,6 +201,10 @@ def test_what_is_said_of_a_grid(residual, said, tmp_path):
     assert "Channels by position" in page and "KL of a grid of codes, 4x4x4" in page
     assert f"More than 0.01 nats: {found['kl_per_dimension']['above']['0.01']} of 64" in page
     assert "4 channels, 4x4" in page and "Layers of run: 64, 64, 64, 64, 64" in page
+    assert "Loss against epoch: the mean over the training epoch." in page, (
+        "trained without a curve of held-out examples"
+    )
+    assert "dashed" not in page
     assert "<code>4,4,4</code>" in page and tables.read(run).described == "latent 4x4x4"
     assert json.loads(said("doctor", run.path, "--json"))["run"]
     assert "ELBO" in said("explain", run.path)

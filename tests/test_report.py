@@ -455,6 +455,7 @@ def test_run_report(tmp_path):
     cells = {a["data-metric"]: float(a["data-value"]) for a in numbers}
     assert cells == {name: m["value"] for name, m in evaluation.items() if name != "about" and "value" in m}
     assert len(page.all("figcaption")) == 6
+    assert any("dashed: held-out examples" in caption.text for caption in page.all("figcaption"))
     for caption in page.all("figcaption"):
         assert all(words in caption.text for words in ("data: ", "split: ", "likelihood: ", "unit: ", "n = "))
     assert not page.all("script")

@@ -186,14 +186,25 @@ def architecture(key: str, reading: Reading, shape: Sequence[int]) -> Panel | No
 _QUANTITIES = (("loss", say("Total")), ("distortion", say("Reconstruction (distortion)")), ("rate", say("KL (rate)")))
 
 
+def held_out(reading: Reading) -> bool:
+    """Whether held-out examples were scored after each epoch."""
+    return any(row["split"] in {"validation", "test"} for row in reading.metrics)
+
+
 def epoch_panels(key: str, readings: Sequence[Reading]) -> list[Panel]:
     """A drawing of each logged quantity against the epoch, one series a run."""
     panels = []
     for quantity, title in _QUANTITIES:
         curves = [c for i, r in enumerate(readings) for c in plots.curves_of(r.metrics, quantity, i)]
         if curves:
-            label = say(
-                "{title} against the epoch, train solid and held-out dashed, {n} models", title=title, n=len(readings)
+            label = (
+                say(
+                    "{title} against the epoch, train solid and held-out dashed, {n} models",
+                    title=title,
+                    n=len(readings),
+                )
+                if any(map(held_out, readings))
+                else say("{title} against the epoch, {n} models", title=title, n=len(readings))
             )
             panels.append(
                 drawing(
@@ -503,6 +514,7 @@ def write_run_report(
         ),
         curves=curves,
         curve_facts=curve_facts(reading) if curves else None,  # none before the first epoch ends
+        held_out=held_out(reading),
         scatter=scatter_panel("pca", reading) if "pca" in e and len(e["pca"]["explained"]) > 1 else None,
         scatter_facts=facts_of(reading, unit=say("latent units")),
         classes=class_legend(reading, classes),

@@ -188,7 +188,8 @@ class Run(runs.Run):
         if not curves:
             raise DataError(f"{self.path} has no curve of {quantity}", "No epoch with one has ended.")
         held_out = self.config.train.curve
-        about = f"{quantity} of {self.name} against the epoch, train solid, {held_out} dashed, {self._unit}"
+        lines = "train solid" if held_out == "none" else f"train solid, {held_out} dashed"
+        about = f"{quantity} of {self.name} against the epoch, {lines}, {self._unit}"
         figure = plots.epoch_curves(curves, f"{quantity}, {self._unit}")
         key = f"curve-{zlib.crc32(str((self.path, quantity)).encode()):08x}"  # a name may hold what an id may not
         return Drawing(_standing_alone(plots.svg(figure, key, about)), about)
