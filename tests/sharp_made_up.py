@@ -12,6 +12,7 @@ from diabolo.chapters.sharp_words import NAMES, SETS
 #: As in cifar10_made_up: name -> network, width, latents, active units, sigma (None: 1/2), SSE, KL.
 OWN = {
     "sharp": ("resnet", 128, 512, 505, 0.03, 2.6, 990.0),
+    "sharp-60": ("resnet", 128, 512, 508, 0.028, 2.3, 1010.0),
     "short": ("resnet", 128, 512, 500, 0.033, 3.2, 950.0),
     "short-fixed": ("resnet", 128, 512, 30, None, 60.0, 26.0),
     "short-vector": ("resnet", 128, 512, 400, 0.05, 7.0, 700.0),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from diabolo.chapters import (
     sharp_page,
     sharp_pictures,
     sharp_table,
+    sharp_words,
 )
 from diabolo.chapters.sharp import ABLATION, ARTICLE, PLANS, PRIORS, Plan, reproduce
 from diabolo.chapters.sharp_measures import Asked
@@ -123,6 +126,23 @@ def test_the_article_s_models_are_taken_from_their_own_chapter_where_they_are_fi
     assert tmp_path / "cifar10" / "c1" in jobs and tmp_path / "sharp" / "c1" not in jobs
 
 
+def test_the_run_of_an_hour_is_shown_where_it_is_finished_and_never_trained(chapter, tmp_path, monkeypatch):
+    dataset, told, reused = load("clouds", {"examples": 500, "size": 8}, Access()), [], []
+    progress, others = Progress(), replace(SMALL, preset="another")
+    monkeypatch.setattr(progress, "say", told.append)
+
+    def found(path, plan=others):
+        return sharp._long(path, [*DATA, *_SMALL], dataset, plan, "cpu", progress, reused)
+
+    assert found(tmp_path / sharp.LONG) == {} and not told
+    path = shutil.copytree(chapter[0] / "short", tmp_path / sharp.LONG)
+    assert found(path) == {} and "left out" in told[-1], "it is a run of another preset"
+    assert path.is_dir(), "it is not moved aside"
+    monkeypatch.setattr(sharp, "_LONG_PRESET", sharp._PRESET)
+    assert list(found(path)) == [sharp.LONG] and str(path) in reused
+    assert found(path, SMALL) == {}, "it is the main run"
+
+
 # ------------------------------------------------------------------------------------------------ what is run
 def test_plans_are_those_that_the_list_names():
     assert set(CHAPTERS["sharp"].plans) == set(PLANS) <= {"normal", *cifar10.PLANS}
@@ -209,6 +229,18 @@ def test_the_ablation_is_measured_on_the_same_images(made):
     a, b = (made[name].per_image()["mse_mean"].double().mean() for name in ("short", "short-vector"))
     assert f"{10 * torch.log10(a / b).item():+.2f}".replace("-", "\u2212") in str(rows[2].described)
     assert sharp_table.ablation(found_of(made, ("sharp",))) == []
+
+
+def test_the_distance_is_that_of_the_run_with_the_fewest_bits(made):
+    found = found_of(made)
+    least = min(row["bits_per_dim"]["value"] for row in found["runs"].values())
+    lines = {row["latent"]: row["bits_per_dim"] for row in found["linear"]["dequantized"]}
+    gap, worth = sharp_words.distance(found)
+    for latents in (sharp_numbers.RIVAL, None):
+        assert f"{least - lines[latents]:+.4f}".replace("-", "\u2212") in str(gap)
+    assert f"{90 / (found['dimensions'] * math.log(2)):.4f}" in str(worth)
+    found["linear"]["dequantized"], found["priors"]["mixture"] = [], {}
+    assert sharp_words.distance(found) == []
 
 
 def verdicts(found):

@@ -2,6 +2,7 @@
 
     OUT/sharp/                          the main run, preset cifar10-sharp; its priors are priors/mixture, priors/flow_matching
                                         (that which belongs to the preset)
+    OUT/sharp-60                        a finished run of preset cifar10-sharp-60, shown beside the main run where one lies here
     OUT/short, OUT/short-fixed, ...     the ablation: one change each against a short version of the main run (`ABLATION`)
     OUT/c1, OUT/c4, OUT/c5-leaky        the article's models; those of OUT/../cifar10 are used where they are finished
     OUT/samples.json, OUT/nearest.safetensors   the table of samples, row by row, and the samples nearest to training images
@@ -35,8 +36,9 @@ from diabolo.workers import Job
 
 _PRESET = "cifar10-sharp"
 _BOTH = "model.encoder.{0}={1} model.decoder.{0}={1}".format
-#: The main run.
+#: The main run, and that of the preset which takes an hour: shown, not trained, by plans whose main run is another.
 MAIN = "sharp"
+LONG, _LONG_PRESET = "sharp-60", "cifar10-sharp-60"
 #: Name of each run of the ablation -> what it changes of the preset; the first changes the number of epochs only, as all do. The
 #: vector is a grid of a single place, three levels deeper: affine maps to and from one would have 84 million parameters.
 ABLATION: dict[str, str] = {
@@ -78,7 +80,7 @@ class Plan:
 
 PLANS = {
     "normal": Plan(),
-    "full": Plan(preset="cifar10-sharp-60", short=("train.epochs=19",)),
+    "full": Plan(preset=_LONG_PRESET, short=("train.epochs=19",)),
     "quick": Plan(main=("train.epochs=3",), ablation=(), article=("c1", "c4"), asked=Asked(n=2000)),
     "smoke": Plan(
         main=_GENTLE,
@@ -113,6 +115,7 @@ def reproduce(
     config = resolve(chosen.preset, [*images, *chosen.main]).config
     dataset = data_module.load(config.data.name, config.data.params, access)
     made = {MAIN: _main(out / MAIN, config, dataset, chosen, device, progress, reused)}
+    made |= _long(out / LONG, images, dataset, chosen, device, progress, reused)
     jobs = _jobs(out, plan, images, dataset)
     others = workers.run(jobs, access=access, device=device, progress=progress, reused=reused) if jobs else []
     made |= {run.name: run for run in others}
@@ -140,6 +143,27 @@ def _main(
             run, name, resolve_prior([*words, *plan.priors.get(name, ())]), dataset, device, progress, reused
         )
     return run
+
+
+def _long(
+    path: Path,
+    images: Sequence[str],
+    dataset: Dataset,
+    plan: Plan,
+    device: str,
+    progress: Progress,
+    reused: list[str],
+) -> dict[str, runs.Run]:
+    """The finished run of an hour with its evaluation, if there is one."""
+    if plan.preset == _LONG_PRESET or not path.exists():
+        return {}
+    config = resolve(_LONG_PRESET, images).config
+    if not parts.stands(path, config, dataset, None):
+        progress.say(f"{path}: no finished run of {_LONG_PRESET} with this source and data; left out")
+        return {}
+    run = parts.trained(path, config, dataset, device, progress, reused)
+    parts.evaluated(run, dataset, plan.settings, device, progress, reused)
+    return {LONG: run}
 
 
 def _jobs(out: Path, plan: str, images: Sequence[str], dataset: Dataset) -> list[Job]:

@@ -141,6 +141,7 @@ class _Page:
         marks = [
             Mark("", row["kl"]["value"], row["psnr_drawn"], self.series[name]) for name, row in found["runs"].items()
         ]
+        marks += self._fitted(found["runs"]["sharp"]["psnr_drawn"])
         lines = [m for row in found["linear"]["grid"] if (m := line_mark(row, size)) is not None]
         reach = _REACH * max(mark.x for mark in marks)
         curve = water_curve(found["linear"]["eigenvalues"])
@@ -153,3 +154,11 @@ class _Page:
         key: list[tuple[Markup, str]] = [(Markup(plots.swatch(self.series[name])), NAMES[name]) for name in names]
         facts = self._facts(names, say("nats/image, PSNR in dB"), n)
         return [drawing("", "plane", label, figure)], facts, key
+
+    def _fitted(self, psnr: float) -> list[Mark]:
+        """The main run with each prior that has a rate in the place of N(0, I): the same pictures for fewer nats."""
+        return [
+            Mark(SETS[name], row["rate"]["value"], psnr, self.series["sharp"], small=True)
+            for name, row in self.found["priors"].items()
+            if "rate" in row
+        ]

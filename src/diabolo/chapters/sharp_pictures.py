@@ -22,6 +22,7 @@ ROWS = (
     ("c4", "article: ConvVAE"),
     ("c5-leaky", "article: LeakyReLU"),
     ("sharp", "here, z = mean"),
+    ("sharp-60", "here, larger, longer"),
 )
 GRIDS = (
     ("c4", "article, z ~ N(0, I)"),
