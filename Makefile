@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: reproduce reproduce-full reproduce-autoencoders reproduce-cifar10 reproduce-all smoke test lint types \
-  teeth soak verify-cifar bench setup clean help
+.PHONY: reproduce reproduce-full reproduce-autoencoders reproduce-cifar10 reproduce-sharp reproduce-all smoke test \
+  lint types teeth soak verify-cifar bench setup clean help
 
 help:
 	@echo "make reproduce   set up, get MNIST, train and evaluate the article's MNIST chapter, write the report"
@@ -13,6 +13,7 @@ help:
 	@echo "make reproduce-full  the same with K = 5,000 on all test images (much longer)"
 	@echo "make reproduce-autoencoders  the chapter of plain, denoising and contractive autoencoders"
 	@echo "make reproduce-cifar10  the chapter of CIFAR-10: why it was blurred (139 MB to download, most of an hour)"
+	@echo "make reproduce-sharp  the chapter of CIFAR-10, sharp (most of two hours)"
 	@echo "make reproduce-all  every chapter"
 	@echo "make test        set up and run the tests"
 	@echo "make lint types  ruff and mypy --strict"
@@ -33,6 +34,9 @@ reproduce-autoencoders: $(STAMP)
 
 reproduce-cifar10: $(STAMP)
 	@$(BIN)/python -m diabolo reproduce cifar10 --yes
+
+reproduce-sharp: $(STAMP)
+	@$(BIN)/python -m diabolo reproduce sharp --yes
 
 reproduce-all: $(STAMP)
 	@$(BIN)/python -m diabolo reproduce all --yes

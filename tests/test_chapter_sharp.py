@@ -28,12 +28,14 @@ from diabolo.chapters import (
 )
 from diabolo.chapters.sharp import ABLATION, ARTICLE, PLANS, PRIORS, Plan, reproduce
 from diabolo.chapters.sharp_measures import Asked
+from diabolo.chapters.sharp_words import NAMES
 from diabolo.config import resolve
 from diabolo.data import Access, load
 from diabolo.evaluation import Settings
 from diabolo.language import say
 from diabolo.progress import Progress
 from diabolo.report import write_template
+from diabolo.runs import Run
 from diabolo.tables import read
 from one_process import one_after_another
 from test_language import english_words, texts_of
@@ -126,12 +128,12 @@ def test_the_article_s_models_are_taken_from_their_own_chapter_where_they_are_fi
     assert tmp_path / "cifar10" / "c1" in jobs and tmp_path / "sharp" / "c1" not in jobs
 
 
-def test_the_run_of_an_hour_is_shown_where_it_is_finished_and_never_trained(chapter, tmp_path, monkeypatch):
+def test_the_run_of_an_hour_is_trained_by_the_full_plan_and_shown_by_others(chapter, tmp_path, monkeypatch):
     dataset, told, reused = load("clouds", {"examples": 500, "size": 8}, Access()), [], []
-    progress, others = Progress(), replace(SMALL, preset="another")
+    progress = Progress()
     monkeypatch.setattr(progress, "say", told.append)
 
-    def found(path, plan=others):
+    def found(path, plan=SMALL):
         return sharp._long(path, [*DATA, *_SMALL], dataset, plan, "cpu", progress, reused)
 
     assert found(tmp_path / sharp.LONG) == {} and not told
@@ -140,7 +142,8 @@ def test_the_run_of_an_hour_is_shown_where_it_is_finished_and_never_trained(chap
     assert path.is_dir(), "it is not moved aside"
     monkeypatch.setattr(sharp, "_LONG_PRESET", sharp._PRESET)
     assert list(found(path)) == [sharp.LONG] and str(path) in reused
-    assert found(path, SMALL) == {}, "it is the main run"
+    new = found(tmp_path / "new", replace(SMALL, long=True))
+    assert new[sharp.LONG].evaluation()["psnr"] == Run(path).evaluation()["psnr"], "the same run, trained again"
 
 
 # ------------------------------------------------------------------------------------------------ what is run
@@ -226,8 +229,11 @@ def test_families_are_never_in_one_table_and_the_lines_are_among_gaussians(made)
 def test_the_ablation_is_measured_on_the_same_images(made):
     rows = sharp_table.ablation(found_of(made))
     assert [row.name for row in rows] == list(ABLATION)
-    a, b = (made[name].per_image()["mse_mean"].double().mean() for name in ("short", "short-vector"))
-    assert f"{10 * torch.log10(a / b).item():+.2f}".replace("-", "\u2212") in str(rows[2].described)
+    described = {row.name: str(row.described) for row in rows}
+    for name, base in (("short-vector", "short-no-shortcut"), ("short-no-blocks", "short")):
+        a, b = (made[run].per_image()["mse_mean"].double().mean() for run in (base, name))
+        assert f"{10 * torch.log10(a / b).item():+.2f}".replace("-", "\u2212") in described[name]
+        assert NAMES[base] in described[name], "a vector can have no shortcut: that is not the change"
     assert sharp_table.ablation(found_of(made, ("sharp",))) == []
 
 
@@ -237,8 +243,8 @@ def test_the_distance_is_that_of_the_run_with_the_fewest_bits(made):
     lines = {row["latent"]: row["bits_per_dim"] for row in found["linear"]["dequantized"]}
     gap, worth = sharp_words.distance(found)
     for latents in (sharp_numbers.RIVAL, None):
-        assert f"{least - lines[latents]:+.4f}".replace("-", "\u2212") in str(gap)
-    assert f"{90 / (found['dimensions'] * math.log(2)):.4f}" in str(worth)
+        assert f"{least - lines[latents]:+.2f}".replace("-", "\u2212") in str(gap)
+    assert f"{90 / (found['dimensions'] * math.log(2)):.3f}" in str(worth)
     found["linear"]["dequantized"], found["priors"]["mixture"] = [], {}
     assert sharp_words.distance(found) == []
 

@@ -204,6 +204,16 @@ def test_the_nearest_training_images_are_those_of_all_pairs_whatever_is_in_memor
         nearest(x, y, 24)
 
 
+def test_distances_of_levels_are_whole_numbers_to_the_last_bit():
+    """Those as far from 128 as can be, in as many dimensions as a colour image has: the sums in float32 are at their limit."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randint(256, (n, 3072), generator=generator, dtype=torch.uint8) for n in (5, 7))
+    x[0], y[0], y[1] = 0, 255, 0
+    exact = (x.long()[:, None] - y.long()).square().sum(-1)
+    assert memorisation._between_levels(x, y).equal(exact.double())
+    assert exact.max() == 3072 * 255**2
+
+
 def test_the_memorised_share_of_new_images_is_the_quantile_and_of_copies_1():
     test = normal(1000, seed=0).exp()
     assert memorised(test, test)["value"] == 0.01

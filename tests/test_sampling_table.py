@@ -153,8 +153,8 @@ def test_the_test_images_themselves_and_copies_of_training_images_have_their_kno
         assert same["memorised"]["spaces"][space]["nearer_than_test"]["value"] == pytest.approx(0.5)
         assert copied["memorised"]["spaces"][space]["value"] == 1
     nearest = copied["memorised"]["nearest"]
-    for i, j in zip(nearest["samples"], nearest["training images"], strict=True):
-        assert Toy()(copies.levels[i : i + 1] / 255).equal(Toy()(digits.train.values[j : j + 1] / 255))
+    for i, j, mirrored in zip(*nearest.values(), strict=True):
+        assert not mirrored and Toy()(copies.levels[i : i + 1] / 255).equal(Toy()(digits.train.values[j : j + 1] / 255))
     assert "class_accuracy" not in copied, "no class was asked for"
     logits = Toy().logits(digits.test.values / 255)
     assert same["class_accuracy"]["value"] == (logits.argmax(1) == digits.test.labels).double().mean().item()
@@ -163,6 +163,18 @@ def test_the_test_images_themselves_and_copies_of_training_images_have_their_kno
     assert about["n"] == 297 and about["reference"] == {"split": "test", "n": 297} and about["train"]["n"] == 1500
     assert about["features"]["weights_hash"] == Toy.weights_hash
     json.dumps(found, allow_nan=False)
+
+
+def test_a_mirrored_copy_is_a_copy(digits):
+    """A model that is trained on mirrored images, too, can give them back."""
+    index = sampling_table.chosen(200, len(digits.train), 0, "x")
+    copies = ImageSet("copies", "samples", digits.train.values[index].flip(-1))
+    found = table_of(digits, copies)["rows"][0]["memorised"]
+    assert found["value"] == found["spaces"]["pixels"]["value"] == found["spaces"]["features"]["value"] == 1
+    assert found["space"] == "pixels" and any(found["nearest"]["mirrored"]), "some digit is not its own mirror image"
+    for i, j, mirrored in zip(*found["nearest"].values(), strict=True):
+        image = digits.train.values[j]
+        assert (image.flip(-1) if mirrored else image).equal(copies.levels[i])
 
 
 def test_distances_of_pixels_are_in_units_of_the_range(digits):

@@ -1,7 +1,8 @@
 r"""Whether samples are copies: how near each is to the images that were trained on, against how near new images are.
 
 A space is a way to make an image a vector: its pixels, or features of it. x (n, d) are samples, t (m, d) test images and
-y (N, d) the training images in that space; d(x) is the Euclidean distance of x to the nearest training image.
+y (N, d) the training images in that space, as they are and mirrored, since models are trained on both; d(x) is the Euclidean
+distance of x to the nearest of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ QUANTILE = 0.01
 _REDRAWS = 200
 #: Rows and columns of the matrix of distances that are in memory at a time.
 _ROWS, _COLUMNS = 1000, 5000
+#: A sum of so many products of levels less 128 is a whole number of at most 2^24, and so is every part of it: float32 holds them.
+_EXACT = 1024
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ def nearest(x: Tensor, y: Tensor, k: int = 1, progress: Progress | None = None) 
     squares = torch.full((len(x), 0), math.inf, dtype=torch.float64)
     indices = torch.zeros((len(x), 0), dtype=torch.long)
     for start in range(0, len(y), _COLUMNS):
-        columns = y[start : start + _COLUMNS].flatten(1).double()
-        near = [_least(rows.flatten(1).double(), columns, k) for rows in x.split(_ROWS)]
+        columns = y[start : start + _COLUMNS].flatten(1)
+        near = [_least(rows.flatten(1), columns, k) for rows in x.split(_ROWS)]
         squares = torch.cat([squares, torch.cat([part[0] for part in near])], 1)
         indices = torch.cat([indices, start + torch.cat([part[1] for part in near])], 1)
         squares, order = squares.topk(min(k, squares.shape[1]), dim=1, largest=False)
@@ -59,8 +62,20 @@ def nearest(x: Tensor, y: Tensor, k: int = 1, progress: Progress | None = None) 
 
 
 def _least(rows: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    found = squared_distances(rows, columns).topk(min(k, len(columns)), dim=1, largest=False)
+    levels = rows.dtype == columns.dtype == torch.uint8
+    squares = _between_levels(rows, columns) if levels else squared_distances(rows.double(), columns.double())
+    found = squares.topk(min(k, len(columns)), dim=1, largest=False)
     return found.values, found.indices
+
+
+def _between_levels(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j|^2, (n, m) float64, of levels x (n, d) and y (m, d), exact: from products in float32, which take less time than
+    those in float64."""
+    a, b = x.float() - 128, y.float() - 128
+    squares = a.double().square().sum(1)[:, None] + b.double().square().sum(1)
+    for part, other in zip(a.split(_EXACT, 1), b.split(_EXACT, 1)):
+        squares.sub_(part @ other.T, alpha=2)
+    return squares
 
 
 def memorised(samples: Tensor, test: Tensor, quantile: float = QUANTILE) -> Entry:
@@ -74,7 +89,8 @@ def memorised(samples: Tensor, test: Tensor, quantile: float = QUANTILE) -> Entr
     is `quantile`, and a model that draws training images alone has 1.
 
     The percentile is low because distances are also small where an image is blurred or plain. What is left of that makes the
-    share too large, never too small. `se`: the spread over 200 redraws with replacement of samples and test images.
+    share too large; a copy that is shifted or recoloured, which may be far away in this space, makes it too small. `se`: the
+    spread over 200 redraws with replacement of samples and test images.
 
     Raises:
         ValueError: for fewer than two samples or fewer than 1 / quantile test images: they have no such percentile.

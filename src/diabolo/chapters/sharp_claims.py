@@ -10,7 +10,7 @@ from typing import Any
 
 from diabolo.chapters.cifar10_article import VARIANCE
 from diabolo.chapters.cifar10_claims import SIGMAS, Claim, Figure, Words, decided, plus, surely_above, surely_below
-from diabolo.chapters.sharp_numbers import BASE, RIVAL, above, rival, samples_of
+from diabolo.chapters.sharp_numbers import BASE, RIVAL, above, base_of, full_covariance, rival, samples_of
 from diabolo.chapters.sharp_words import NAMES, SETS, change
 from diabolo.language import say
 from diabolo.tables import number, signed
@@ -85,19 +85,21 @@ def _parts(found: Found) -> Claim:
     figures = []
     for name in made:
         gain = found["gains"][name]
-        text = f"{change(found, BASE, name, 'psnr', 2)} ({signed(gain['value'])} \u00b1 {number(gain['se'])})"
+        base = base_of(name)
+        text = f"{change(found, base, name, 'psnr', 2)} ({signed(gain['value'])} \u00b1 {number(gain['se'])})"
         figures.append(Figure(say("{name}: PSNR in dB at z = \u03bc", name=NAMES[name]), text, surely_below(gain, 0)))
-        bits = change(found, BASE, name, "bits_per_dim", 4)
+        bits = change(found, base, name, "bits_per_dim", 4)
         figures.append(Figure(say("{name}: bits/dim as trained", name=NAMES[name]), bits, None))
     words = Words(
         title=say("Each part of the network has its share"),
         statement=say(
             "A grid as code, residual blocks and the linear shortcut each make reconstructions sharper. The vector as code has "
-            "as many numbers, and no shortcut; without residual blocks what is left is linear."
+            "as many numbers and many more parameters; it can have no shortcut, so that it is held against the grid without one. "
+            "Without residual blocks what is left is linear."
         ),
         rule=say(
-            "Supported if each change alone lowers the PSNR of the short network by {sigmas} standard errors of the difference "
-            "on the same images.",
+            "Supported if each change alone lowers the PSNR by {sigmas} standard errors of the difference on the same images: "
+            "of the short network, or of that without a shortcut for the vector.",
             sigmas=SIGMAS,
         ),
         supported=say("None of them is idle at this number of images seen."),
@@ -123,6 +125,9 @@ def _linear(found: Found) -> Claim:
             ),
             Figure(say("PSNR in dB of the projection on as many axes"), projection, None),
         ]
+    if (full := full_covariance(found)) is not None:
+        text = f"{number(full['bits_per_dim'], 4)} \u00b1 {number(full['bits_se'], 4)}"
+        figures.append(Figure(say("Gaussian with the full covariance, no code, bits/dim, exact"), text, None))
     words = Words(
         title=say("It passes the linear model of its size"),
         statement=say(
@@ -137,7 +142,10 @@ def _linear(found: Found) -> Claim:
             sigmas=SIGMAS,
             decibels=number(DECIBELS, 1),
         ),
-        supported=say("What it knows beyond second moments is worth more than the bound costs it."),
+        supported=say(
+            "With as many latents the network is ahead of the linear model, in spite of its bound. A Gaussian with the full "
+            "covariance, which has no code, is another matter: it stands above."
+        ),
         untested=say("It needs {latents} latents, and data that a pPCA with as many can be fitted to.", latents=RIVAL),
     )
     return decided(3, words, figures, tested)
@@ -152,8 +160,8 @@ def _prior(found: Found) -> Claim:
     words = Words(
         title=say("Samples by class: what was aimed at"),
         statement=say(
-            "Samples of a prior that is fitted to the codes show the class asked for, as varied as half of what training images "
-            "are, and are no copies; those of N(0, I), of the same decoder, are further from the images."
+            "Samples of a prior that is fitted to the codes show the class asked for, cover half as many of the test images as "
+            "training images do, and are no copies; those of N(0, I), of the same decoder, are further from the images."
         ),
         rule=say(
             "Supported if our classifier finds the class in {accuracy} % of them, their coverage is at least {covered} % of that "
@@ -185,6 +193,8 @@ def _reached(
         ),
         Figure(say("coverage, %"), _percent(flow["coverage"]), share >= limit),
         Figure(say("coverage of training images, %"), _percent(floor["coverage"]), None),
+        Figure(say("recall, %"), _percent(flow["recall"]), None),
+        Figure(say("recall of training images, %"), _percent(floor["recall"]), None),
         Figure(*distances[0], surely_above(own["frechet"], mixture["frechet"]["value"])),
         Figure(*distances[1], None),
         Figure(*distances[2], flow["frechet"]["value"] <= CLOSER * mixture["frechet"]["value"]),

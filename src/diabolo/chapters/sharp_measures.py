@@ -256,11 +256,14 @@ def _table(out: Path) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------ the nearest samples
 def _keep(out: Path, sets: Sequence[ImageSet], dataset: Dataset, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Of each set of samples, those nearest to training images, with these: levels (2, 8, C, H, W)."""
+    """Of each set of samples, those nearest to training images, with these, mirrored where that is nearer: levels
+    (2, 8, C, H, W)."""
     kept = load_file(out / "nearest.safetensors") if (out / "nearest.safetensors").is_file() else {}
     for s in sets:
         near = rows[s.name]["memorised"]["nearest"]
-        kept[s.name] = torch.stack([s.levels[near["samples"]], dataset.train.values[near["training images"]].cpu()])
+        known = dataset.train.values[near["training images"]].cpu()
+        turned = torch.tensor(near["mirrored"])[:, None, None, None]
+        kept[s.name] = torch.stack([s.levels[near["samples"]], torch.where(turned, known.flip(-1), known)])
     runs.write_tensors(out / "nearest.safetensors", kept)
 
 

@@ -12,10 +12,11 @@ from diabolo.tables import Reading
 Entry = dict[str, Any]
 
 #: What the chapter's tables need of every evaluation, and what they show where it was measured.
-REQUIRED = ("elbo", "kl", "mse_mean", "mse_sample", "active_units", "psnr", "bits_per_dim")
+REQUIRED = ("elbo", "kl", "mse_mean", "mse_sample", "active_units", "psnr", "bits_per_dim", "bits_per_dim_calibrated")
 OPTIONAL = ("ssim",)
-#: The run that the ablation is measured against.
+#: The run that the ablation is measured against, and the one that another is, since it lacks that part, too.
 BASE = "short"
+BASES = {"short-vector": "short-no-shortcut"}
 #: The line that the main run's distance is taken from: pPCA with as many latents.
 RIVAL = 512
 
@@ -33,11 +34,16 @@ def gathered(readings: Mapping[str, Reading], numbers: Mapping[str, Any]) -> dic
         "runs": runs,
         "dimensions": next(iter(runs.values()))["dimensions"],
         "gains": {
-            name: gain(readings[BASE].per_image["mse_mean"], readings[name].per_image["mse_mean"])
+            name: gain(readings[base].per_image["mse_mean"], readings[name].per_image["mse_mean"])
             for name in readings
-            if name.startswith(f"{BASE}-") and BASE in readings
+            if name.startswith(f"{BASE}-") and (base := base_of(name)) in readings
         },
     }
+
+
+def base_of(name: str) -> str:
+    """The run of the ablation that another differs from by one change."""
+    return BASES.get(name, BASE)
 
 
 def _row(reading: Reading, parameters: int) -> Entry:
@@ -67,6 +73,11 @@ def images_seen(reading: Reading) -> int:
 def rival(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The pPCA with as many latents as the main run, in the convention that models are ranked in."""
     return line(found["linear"]["dequantized"], RIVAL)
+
+
+def full_covariance(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The Gaussian with the full covariance, in the convention that models are ranked in."""
+    return line(found["linear"]["dequantized"], None)
 
 
 def samples_of(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

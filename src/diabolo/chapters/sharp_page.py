@@ -94,6 +94,7 @@ class _Page:
             "columns": table.COLUMNS,
             "distance": words.distance(found),
             "priors": table.priors(found),
+            "rated": f"{next(iter(found['priors'].values()))['own_rate']['n']:,}",
             "guidance": f"{found['guidance']:g}",
             "plane": self._plane(),
             "headings": sampling_table.headings(test["about"])[1:],

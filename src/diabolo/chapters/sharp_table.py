@@ -8,7 +8,7 @@ from typing import Any
 
 from diabolo import sampling_table
 from diabolo.chapters.cifar10_table import line_name
-from diabolo.chapters.sharp_numbers import BASE
+from diabolo.chapters.sharp_numbers import BASE, base_of
 from diabolo.chapters.sharp_words import NAMES, PRIORS, SETS
 from diabolo.language import say
 from diabolo.tables import Cell, number, signed
@@ -21,6 +21,7 @@ COLUMNS: dict[str, tuple[str, str, int]] = {
     "ssim": ("SSIM", say("z = \u03bc"), 4),
     "mse_mean": ("MSE", say("z = \u03bc"), 5),
     "bits_per_dim": (say("Bits/dim"), say("as trained"), 4),
+    "bits_per_dim_calibrated": (say("Bits/dim"), say("\u03c3 set on the training images"), 4),
     "kl": (say("Rate"), say("nats/image"), 1),
     "latents": (say("Latents"), say("numbers of the code"), 0),
     "directions": (say("Active directions"), say("of d"), 0),
@@ -128,7 +129,8 @@ def _gain(found: Found, name: str) -> str:
         return say("what the others are measured against")
     gain = found["gains"][name]
     return say(
-        "{change} \u00b1 {error} dB, n = {n}",
+        "{change} \u00b1 {error} dB against: {name}; n = {n}",
+        name=NAMES[base_of(name)],
         change=signed(gain["value"]),
         error=number(gain["se"]),
         n=f"{gain['n']:,}",

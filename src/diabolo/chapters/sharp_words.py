@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diabolo.chapters.cifar10_article import VARIANCE
-from diabolo.chapters.sharp_numbers import above, rival, samples_of
+from diabolo.chapters.sharp_numbers import above, full_covariance, rival, samples_of
 from diabolo.language import say
 from diabolo.tables import number, signed
 
@@ -97,7 +97,11 @@ def summary(found: Found) -> list[tuple[str, str, str]]:
         lines.append((
             say("Against the article's ConvVAE"),
             say("{value} dB", value=signed(main["psnr"]["value"] - article["psnr"]["value"], 1)),
-            say("bits/dim: {change}", change=change(found, "c4", "sharp", "bits_per_dim", 2)),
+            say(
+                "PSNR on the same {n} test images; bits/dim, \u03c3 set on the training images: {change}",
+                n=f"{main['psnr']['n']:,}",
+                change=change(found, "c4", "sharp", "bits_per_dim_calibrated", 2),
+            ),
         ))
     row = samples_of(found).get("flow-class")
     if row is not None and "class_accuracy" in row:
@@ -160,8 +164,7 @@ def distance(found: Found) -> list[str]:
     """How far the run with the fewest bits is from the pPCA of its size, and from the Gaussian with the full covariance; what
     a mixture as prior is worth in bits."""
     name = min(found["runs"], key=lambda run: found["runs"][run]["bits_per_dim"]["value"])
-    bits, line = found["runs"][name]["bits_per_dim"]["value"], rival(found)
-    full = next((row for row in found["linear"]["dequantized"] if row["latent"] is None), None)
+    bits, line, full = found["runs"][name]["bits_per_dim"]["value"], rival(found), full_covariance(found)
     told: list[str] = []
     if line is not None and full is not None:
         told.append(
@@ -170,17 +173,19 @@ def distance(found: Found) -> list[str]:
                 "with the full covariance: {second} bits/dim. Below 0 is better.",
                 name=NAMES[name],
                 latents=line["latent"],
-                first=signed(bits - line["bits_per_dim"], 4),
-                second=signed(bits - full["bits_per_dim"], 4),
+                first=signed(bits - line["bits_per_dim"]),
+                second=signed(bits - full["bits_per_dim"]),
             )
         )
     if "gain" in (fit := found["priors"].get("mixture", {})):
         told.append(
             say(
-                "With the mixture in the place of N(0, I) the rate of the sharp network falls by {gain} nats per image, which "
-                "is {bits} bits/dim.",
+                "With the mixture in the place of N(0, I) the rate of the sharp network falls by {gain} \u00b1 {error} nats per "
+                "image (n = {n}), which is {bits} bits/dim.",
                 gain=number(fit["gain"]["value"], 1),
-                bits=number(fit["gain"]["value"] / (found["dimensions"] * math.log(2)), 4),
+                error=number(fit["gain"]["se"], 1),
+                n=f"{fit['gain']['n']:,}",
+                bits=number(fit["gain"]["value"] / (found["dimensions"] * math.log(2)), 3),
             )
         )
     return told
