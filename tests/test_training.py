@@ -7,10 +7,12 @@ import torch
 from safetensors.torch import load_file
 from torch.distributions import Normal, kl_divergence
 
-from diabolo.data import Loader
+from diabolo.config import resolve
+from diabolo.data import Access, Loader, load
+from diabolo.errors import UsageError
 from diabolo.models.build import build_model
 from diabolo.seeds import fold
-from diabolo.training import train
+from diabolo.training import check_flips, train
 from known import tiny_images
 from test_contracts import small_config
 
@@ -25,7 +27,7 @@ def plain_loop(config, dataset):
     average = {name: t.clone() for name, t in model.state_dict().items()}
     loader, step, epochs = Loader(dataset, "train"), 0, []
     for epoch in range(1, config.train.epochs + 1):
-        for batch in loader.shuffled(config.train.batch, config.seed, epoch):
+        for batch in loader.shuffled(config.train.batch, config.seed, epoch, flips=config.train.flips):
             torch.manual_seed(fold(config.seed, "step", step))
             mu, log_variance = model.encoder(batch.x).chunk(2, 1)
             sd = torch.exp(0.5 * log_variance)
@@ -48,7 +50,7 @@ def plain_loop(config, dataset):
     return epochs
 
 
-@pytest.mark.parametrize("extra", [(), ("train.ema=0.9",)])
+@pytest.mark.parametrize("extra", [(), ("train.ema=0.9",), ("train.flips=true",)])
 def test_training_is_the_plain_loop(extra, tmp_path):
     """A curve each epoch, states, an average: none of them changes the weights that are trained."""
     dataset = tiny_images(80)
@@ -56,7 +58,26 @@ def test_training_is_the_plain_loop(extra, tmp_path):
     run = train(config, out=tmp_path / "run", data=dataset, device="cpu")
     model, average = plain_loop(config, dataset)[-1]
     found = load_file(run.path / "weights.safetensors")
-    expected = average if extra else model
+    expected = average if config.train.ema else model
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_flips_change_what_is_trained_and_are_refused_where_there_is_no_mirror_image(tmp_path):
+    plain, turned = (
+        load_file(train(small_config(*extra), out=tmp_path / name, data=tiny_images(80)).path / "weights.safetensors")
+        for name, extra in (("plain", ()), ("turned", ("train.flips=true",)))
+    )
+    assert any(not plain[name].equal(turned[name]) for name in plain)
+    for name, params, why in (
+        ("linear_gaussian", {"examples": 100}, "holds vectors"),
+        ("clouds", {"examples": 100, "permuted": True}, "permuted"),
+    ):
+        dataset = load(name, params, Access())
+        check_flips(False, dataset)
+        with pytest.raises(UsageError, match=why):
+            check_flips(True, dataset)
+    with pytest.raises(UsageError, match="flips=true is refused"):
+        train(resolve("linear-vae", ["train.flips=true"]).config, out=tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()

@@ -74,11 +74,13 @@ class TrainConfig:
     The learning rate rises from 0 to `lr` over the share `warmup` of all steps, then follows `schedule`: constant, or down to 0
     on a line or half a cosine. `init` says where the weights start. `precision` is that of the networks in training: bf16
     multiplies in bfloat16, with weights, densities and the optimiser in 32 bits; evaluation is always in 32. `compile`: auto
-    compiles the step where the run's arithmetic repays the wait.
+    compiles the step where the run's arithmetic repays the wait. `flips`: of each batch half of the images, drawn anew, are
+    mirrored left to right.
     """
 
     epochs: int = 10
     batch: int = 128
+    flips: bool = False
     lr: float = 0.001
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: float = 0.0

@@ -43,7 +43,7 @@ from diabolo.prior_config import OWN, PriorConfig, prior_from_dict
 from diabolo.progress import Progress
 from diabolo.seeds import fold, mix
 from diabolo.session import locked, logged_to, status_kept
-from diabolo.training import Trainer, Work, carried_out, check_keep, describe, training_source_hash
+from diabolo.training import Trainer, Work, carried_out, check_flips, check_keep, describe, training_source_hash
 
 logger = logging.getLogger("diabolo")
 
@@ -304,10 +304,7 @@ def _check(config: PriorConfig, source: Source, processes: Processes) -> None:
     """Refuse what does not fit, before anything is encoded."""
     if processes.world > 1:
         raise UsageError("a prior is fitted by one process", remedy="Leave torchrun out.")
-    if config.flips and len(source.dataset.spec.shape) != 3:
-        raise UsageError(
-            "flips=true is refused", f"{source.dataset.spec.name} holds vectors, which have no mirror image."
-        )
+    check_flips(config.flips, source.dataset)
     if not config.closed:
         check_precision(processes.device, config.train.precision)
         check_keep(config.train, source.dataset.validation is not None)

@@ -30,8 +30,8 @@ MARK = "prior"
 OWN = "own"
 #: What a prior without defaults of its own is trained with: codes need no validation split to be fitted to.
 _DEFAULTS = {"train.keep": "last", "train.curve": "test"}
-#: Of training, what decides nothing here: a prior says itself where it starts.
-_ABSENT = ("init",)
+#: Of training, what decides nothing here: a prior says itself where it starts, and it is images that are mirrored, not codes.
+_ABSENT = ("init", "flips")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from diabolo import data as data_module
 from diabolo.compiling import compiles
 from diabolo.config import RunConfig, TrainConfig
 from diabolo.data import Access, Dataset, Loader
+from diabolo.data.permuting import POSITIONS
 from diabolo.data.scan import Facts, check, scan
 from diabolo.distributed import Processes, join
 from diabolo.durations import written
@@ -147,7 +148,7 @@ class Trainer:
             began, skip = time.monotonic(), self.position.batch
             self.step.train()
             seed, share = self.config.seed, self.processes.share
-            epoch = self.loader.shuffled(train.batch, seed, self.position.epoch, skip=skip, share=share)
+            epoch = self.loader.shuffled(train.batch, seed, self.position.epoch, skip, share, train.flips)
             for batch in islice(epoch, batches - skip):
                 self._take_step(batch.x, batch.y)
                 self._watch()
@@ -601,6 +602,21 @@ def _compiled(config: RunConfig, dataset: Dataset, processes: Processes, seconds
     return compiles(config, dataset.spec, steps, eager, processes.device, seconds)
 
 
+def check_flips(flips: bool, dataset: Dataset) -> None:
+    """Refuse to mirror what is no image.
+
+    Raises:
+        UsageError: for vectors, and for images whose pixels were permuted.
+    """
+    if flips and len(dataset.spec.shape) != 3:
+        raise UsageError("flips=true is refused", f"{dataset.spec.name} holds vectors, which have no mirror image.")
+    if flips and POSITIONS in dataset.hashes:
+        raise UsageError(
+            "flips=true is refused",
+            "The pixels of these images were permuted: turned about, they are no mirror image.",
+        )
+
+
 def check_keep(train: TrainConfig, validated: bool) -> None:
     """Refuse to keep the best weights where nothing says which they are.
 
@@ -619,6 +635,7 @@ def _check(config: RunConfig, dataset: Dataset, device: torch.device) -> Facts:
     """What the values are; refused, before a run directory is made, is what does not fit."""
     check_precision(device, config.train.precision)
     check_keep(config.train, dataset.validation is not None)
+    check_flips(config.train.flips, dataset)
     facts, likelihood = scan(dataset), config.model.likelihood.name
     check(facts, dataset.spec.name, likelihood, card.accepted(likelihood), card.discrete(likelihood))
     with torch.device("meta"):  # shapes alone

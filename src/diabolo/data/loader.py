@@ -64,11 +64,13 @@ class Loader:
         epoch: int,
         skip: int = 0,
         share: Callable[[int], slice] = lambda count: slice(count),
+        flips: bool = False,
     ) -> Iterator[Batch]:
         """The batches of a training epoch, without the first `skip`, for which no work is done; of each the part `share` of its
         number of examples, which may be none.
 
-        With binarised data every batch is drawn anew as Bernoulli(k/255), as a whole, so that its parts fit together.
+        With binarised data every batch is drawn anew as Bernoulli(k/255), as a whole, so that its parts fit together. With
+        `flips` each image is mirrored left to right with probability 1/2, by (seed, epoch, batch) as well.
         """
         generator = torch.Generator().manual_seed(fold(seed, "order", epoch))
         order = torch.randperm(len(self), generator=generator)
@@ -78,9 +80,10 @@ class Loader:
             index = whole[part]
             if self.binarize:
                 drawn = bernoulli(self._gather(self.values, whole).cpu(), fold(seed, "binarize", epoch, number))[part]
-                yield self._batch(drawn.to(self.device).to(self.dtype), index)
+                x = drawn.to(self.device).to(self.dtype)
             else:
-                yield self._batch(self._scaled(self._gather(self.values, index)), index)
+                x = self._scaled(self._gather(self.values, index))
+            yield self._batch(_mirrored(x, len(whole), part, fold(seed, "flips", epoch, number)) if flips else x, index)
 
     def ordered(self, batch_size: int, indices: Tensor | None = None) -> Iterator[Batch]:
         """The split, or the examples `indices` (n,) of it, in the order given.
@@ -147,3 +150,9 @@ class Loader:
 
     def _batch(self, x: Tensor, index: Tensor) -> Batch:
         return Batch(x, None if self.labels is None else self._gather(self.labels, index), index)
+
+
+def _mirrored(x: Tensor, count: int, part: slice, seed: int) -> Tensor:
+    """x (B, C, H, W), which is a part of `count` images, each mirrored left to right with probability 1/2."""
+    coins = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
+    return torch.where(coins[part].to(x.device)[:, None, None, None], x.flip(-1), x)

@@ -12,6 +12,8 @@ from torch import Tensor
 from diabolo.data.spec import Dataset, Split
 from diabolo.seeds import fold
 
+#: Under which name a data set holds the hash of its permutation.
+POSITIONS = "pixel positions"
 #: There is one permutation for each height and width, whatever the seed of a run.
 _SEED = 0
 
@@ -39,7 +41,7 @@ def permute(dataset: Dataset) -> Dataset:
         train=_moved(dataset.train, order),
         validation=None if dataset.validation is None else _moved(dataset.validation, order),
         test=_moved(dataset.test, order),
-        hashes={**dataset.hashes, "pixel positions": digest},
+        hashes={**dataset.hashes, POSITIONS: digest},
         note=f"{dataset.note}; pixel positions permuted, in all images and channels alike (data.permuted)",
     )
 
