@@ -16,7 +16,6 @@ from typing import Any
 
 from diabolo import config
 from diabolo.chapters import CHAPTERS
-from diabolo.language import shown
 
 ROOT = Path(__file__).parent.parent
 CHAPTER = ROOT / "runs" / "reproduce" / "mnist"
@@ -168,73 +167,38 @@ _NETWORKS = ("c1", "c2", "c3", "c4", "c5-leaky", "c5-asymmetric", "c2-optimal", 
 
 
 def sharp(kept: Path, language: str) -> str:
-    """The claims of the sharp chapter, its runs beside closed forms, and its table of samples, from what is kept in a folder."""
-    from diabolo.chapters.sharp_numbers import RIVAL
-    from diabolo.chapters.sharp_words import NAMES, SETS
-
+    """What reconstructions and samples of cifar10-sharp were measured to be, from what is kept in a folder."""
     words = WORDS[language]
-    measures, classifier = (
-        json.loads((kept / f"{name}.json").read_text(encoding="utf-8")) for name in ("measures", "classifier")
+    measured, table, classifier = (
+        json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("evaluation", "samples", "classifier")
     )
-    runs, table, mixture = measures["runs"], measures["samples"], measures["priors"]["mixture"]
-    models = [_sharp(shown(title, language), runs[name]) for name, title in NAMES.items() if name in runs]
-    lines = {line["latent"]: line for line in measures["linear"]["dequantized"]}
-    models += [_sharp_line(words[f"sharp_line_{latent or 'full'}"], lines[latent]) for latent in (RIVAL, None)]
-    facts = {
-        **{f"{name.replace('-', '_')}_psnr": f"{row['psnr']['value']:.2f}" for name, row in runs.items()},
-        **{f"{name.replace('-', '_')}_bits": f"{row['bits_per_dim']['value']:.3f}" for name, row in runs.items()},
-        "n": f"{runs['sharp']['psnr']['n']:,}",
-        "drawn": f"{table['about']['n']:,}",
-        "accuracy": f"{100 * classifier['test']['accuracy']:.1f}",
-        "gain": _pm(mixture["gain"], 1),
-        "flow": f"{measures['priors']['flow_matching']['seconds']:.0f}",
-        "minutes": f"{table['about']['spent'] / 60:.0f}",
-        "guidance": f"{measures['guidance']:g}",
-        "time": f"{CHAPTERS['sharp'].seconds / 60:.0f}",
-        "machine": CHAPTERS["sharp"].machine,
-    }
-    numbered = [(claim["number"], claim["verdict"]) for claim in measures["claims"]]
-    claims = [
-        f"{number}. {words[verdict]}: {words[f'sharp_claim{number}'].format(**facts).strip()}"
-        for number, verdict in numbered
-    ]
-    samples = [_samples_of(shown(SETS[row["set"]], language), row) for row in table["rows"]]
-    return "\n\n".join([
-        "\n".join(claims),
-        words["sharp"].strip().format(**facts),
-        _table(words["sharp_columns"], models),
-        words["sharp_samples"].strip().format(**facts),
-        _table(words["sharp_sample_columns"], samples),
-        words["sharp_time"].strip().format(**facts),
-    ])
+    seconds = table["about"]["seconds"]["all"] + sum(table["about"]["drawing_seconds"].values())
+    told = (
+        words["sharp"]
+        .strip()
+        .format(
+            n=measured["psnr"]["n"],
+            psnr=_pm(measured["psnr"], 2),
+            bits=_pm(measured["bits_per_dim"], 4),
+            rate=_pm(measured["kl"], 1),
+            ssim=_pm(measured["ssim"], 3),
+            drawn=table["about"]["n"],
+            accuracy=f"{100 * classifier['test']['accuracy']:.1f}",
+            minutes=f"{seconds / 60:.0f}",
+        )
+    )
+    names = words["sharp_rows"]
+    rows = [_samples_of({**row, "set": names.get(row["set"], row["set"])}) for row in table["rows"]]
+    return "\n\n".join([told, _table(words["sharp_columns"], rows)])
 
 
-def _sharp(title: str, row: Mapping[str, Any]) -> str:
-    cells = [
-        f"{row['active_units']['of']}",
-        f"{row['images']:,}",
-        f"{row['seconds']:.0f} ({row['threads']})",
-        _pm(row["kl"], 1),
-        _pm(row["bits_per_dim"], 4),
-        _pm(row["bits_per_dim_calibrated"], 4),
-        _pm(row["psnr"], 2),
-        _pm(row["ssim"], 4),
-    ]
-    return f"| {title} | {' | '.join(cells)} |"
-
-
-def _sharp_line(title: str, line: Mapping[str, Any]) -> str:
-    bits = _pm({"value": line["bits_per_dim"], "se": line["bits_se"]}, 4)
-    kl, psnr = ("-" if line[key] is None else f"{line[key]:.{digits}f}" for key, digits in (("kl", 1), ("psnr", 2)))
-    return f"| {title} | {line['latent'] or '-'} | - | - | {kl} | {bits} | - | {psnr} | - |"
-
-
-def _samples_of(title: str, row: Mapping[str, Any]) -> str:
+def _samples_of(row: Mapping[str, Any]) -> str:
     def percent(key: str) -> str:
         return f"{100 * row[key]['value']:.1f} {PLUS_MINUS} {100 * row[key]['se']:.1f} %" if key in row else "-"
 
     shares = [percent(key) for key in ("precision", "recall", "coverage", "class_accuracy", "memorised")]
-    return f"| {' | '.join([title, _pm(row['frechet'], 2), *shares])} |"
+    return f"| {' | '.join([row['set'], _pm(row['frechet'], 2), *shares])} |"
 
 
 def speed(content: Mapping[str, Any], language: str) -> str:
@@ -403,7 +367,7 @@ def rewritten(text: str, language: str, chapter: Path) -> str:
         blocks["autoencoders"] = lambda: autoencoders(measures, language)
     if (CIFAR10 / "measures-locality.json").is_file():
         blocks["cifar10"] = lambda: cifar10(CIFAR10, language)
-    if (SHARP / "measures.json").is_file():
+    if (SHARP / "samples.json").is_file():
         blocks["sharp"] = lambda: sharp(SHARP, language)
     if SPEED.is_file():
         timings = json.loads(SPEED.read_text(encoding="utf-8"))
