@@ -142,7 +142,7 @@ def test_presets_and_overrides_in_the_documents_resolve(name):
 def test_make_targets_and_their_commands_are_those_of_the_makefile():
     makefile = text_of("Makefile")
     rows = re.findall(r"^\| `make ([\w-]+)` \| `(.+)` \|$", section(text_of("README.md"), "Installation"), re.MULTILINE)
-    assert len(rows) == 13
+    assert len(rows) == 14
     for target, command in rows:
         recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE).group(1)
         for part in command.split("` and `"):
@@ -206,6 +206,8 @@ def test_the_table_of_sharp_samples_is_the_one_that_is_kept(tool, name, language
     assert shown == tool.sharp(tool.SHARP, language)
     evaluation = json.loads((tool.SHARP / "evaluation.json").read_text(encoding="utf-8"))
     assert f"{evaluation['psnr']['value']:.2f}" in shown and f"{evaluation['bits_per_dim']['value']:.4f}" in shown
+    made = json.loads((tool.SHARP / "runs.json").read_text(encoding="utf-8"))
+    assert all(f"{row['psnr']['value']:.2f}" in shown for row in made["runs"].values())
 
 
 @pytest.mark.parametrize("name", ["verification", "verification-locality", "verification-quick"])

@@ -16,6 +16,7 @@ from typing import Any
 
 from diabolo import config
 from diabolo.chapters import CHAPTERS
+from diabolo.language import shown
 
 ROOT = Path(__file__).parent.parent
 CHAPTER = ROOT / "runs" / "reproduce" / "mnist"
@@ -167,8 +168,13 @@ _NETWORKS = ("c1", "c2", "c3", "c4", "c5-leaky", "c5-asymmetric", "c2-optimal", 
 
 
 def sharp(kept: Path, language: str) -> str:
-    """What reconstructions and samples of cifar10-sharp were measured to be, from what is kept in a folder."""
+    """What reconstructions and samples of cifar10-sharp were measured to be, beside an ablation and the article's networks, from
+    what is kept in a folder."""
+    from diabolo.chapters.sharp_words import NAMES
+
     words = WORDS[language]
+    made = json.loads((kept / "runs.json").read_text(encoding="utf-8"))
+    runs, gains = made["runs"], made["gains"]
     measured, table, classifier = (
         json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("evaluation", "samples", "classifier")
@@ -190,7 +196,29 @@ def sharp(kept: Path, language: str) -> str:
     )
     names = words["sharp_rows"]
     rows = [_samples_of({**row, "set": names.get(row["set"], row["set"])}) for row in table["rows"]]
-    return "\n\n".join([told, _table(words["sharp_columns"], rows)])
+    models = [_sharp(shown(title, language), runs[name], gains.get(name)) for name, title in NAMES.items()]
+    return "\n\n".join([
+        words["sharp_models"].strip().format(n=runs["sharp"]["psnr"]["n"]),
+        _table(words["sharp_model_columns"], models),
+        told,
+        _table(words["sharp_columns"], rows),
+    ])
+
+
+def _sharp(title: str, row: Mapping[str, Any], gain: Mapping[str, Any] | None) -> str:
+    """A network of the sharp chapter; `gain`: its change of PSNR against the run that it differs from by one change."""
+    cells = [
+        f"{row['active_units']['of']}",
+        f"{row['parameters']:,}",
+        f"{row['images']:,}",
+        f"{row['seconds']:.0f} ({row['threads']})",
+        _pm(row["kl"], 1),
+        _pm(row["bits_per_dim"], 4),
+        _pm(row["bits_per_dim_calibrated"], 4),
+        _pm(row["psnr"], 2),
+        "-" if gain is None else _pm(gain, 2),
+    ]
+    return f"| {title} | {' | '.join(cells)} |"
 
 
 def _samples_of(row: Mapping[str, Any]) -> str:

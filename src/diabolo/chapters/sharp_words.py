@@ -23,7 +23,7 @@ NAMES = {
     "c5-leaky": say("the article's ConvVAE with LeakyReLU"),
     "sharp": say("the sharp network"),
     "sharp-60": say("the sharp network, larger and longer"),
-    "short": say("the same, short"),
+    "short": say("the sharp network, short"),
     "short-fixed": say("short, \u03c3\u00b2 = 1/2"),
     "short-vector": say("short, a vector as code"),
     "short-no-blocks": say("short, no residual blocks"),
