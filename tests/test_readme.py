@@ -265,7 +265,8 @@ def test_links_to_files_exist(name):
         path, _, heading = target.partition("#")
         file = (ROOT / name).parent / path if path else ROOT / name
         assert file.exists(), f"{name} links to {target}"
-        assert not heading or f"\n## {heading.lower()}\n" in file.read_text(encoding="utf-8").lower()
+        headings = re.findall(r"^## (.+)$", file.read_text(encoding="utf-8") if heading else "", re.MULTILINE)
+        assert not heading or heading in [found.lower().replace(" ", "-") for found in headings], target
 
 
 # ------------------------------------------------------------------------------------------------ the results tool
