@@ -13,7 +13,7 @@ help:
 	@echo "make reproduce-full  the same with K = 5,000 on all test images (much longer)"
 	@echo "make reproduce-autoencoders  the chapter of plain, denoising and contractive autoencoders"
 	@echo "make reproduce-cifar10  the chapter of CIFAR-10: why it was blurred (139 MB to download, most of an hour)"
-	@echo "make reproduce-sharp  the chapter of CIFAR-10, sharp (most of two hours)"
+	@echo "make reproduce-sharp  the chapter of CIFAR-10, sharp (139 MB to download, more than an hour; not timed as a whole)"
 	@echo "make reproduce-all  every chapter"
 	@echo "make test        set up and run the tests"
 	@echo "make lint types  ruff and mypy --strict"

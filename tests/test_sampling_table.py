@@ -222,6 +222,11 @@ def test_tables_of_one_kind_are_joined_and_others_refused(digits):
     other = table_of(digits, sampling_table.floor(digits, 101, 0))
     with pytest.raises(UsageError, match="differ in n are not joined"):
         sampling_table.joined([one, other])
+    before = {**two, "about": {key: value for key, value in two["about"].items() if key != "mirrored"}}
+    with pytest.raises(
+        UsageError, match="differ in mirrored are not joined"
+    ):  # measured before mirrored copies counted
+        sampling_table.joined([one, before])
 
 
 # ------------------------------------------------------------------------------------------------ the verb

@@ -191,6 +191,7 @@ def measure(
             "n": counts[0],
             "k": K,
             "quantile": QUANTILE,
+            "mirrored": True,
             "levels": 256,
             "device": str(device),
             "seconds": {**meter.seconds, "all": round(time.monotonic() - began, 2)},
@@ -296,19 +297,22 @@ def joined(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Raises:
         UsageError: if they differ in data, reference, features, their weights, n or k.
     """
-    kept = ("data_hash", "reference", "train", "features", "n", "k", "quantile", "levels")
+    kept = ("data_hash", "reference", "train", "features", "n", "k", "quantile", "mirrored", "levels")
     first = tables[0]["about"]
-    for table in tables[1:]:
-        other = [key for key in kept if table["about"][key] != first[key]]
+    for table in tables[1:]:  # what is absent was measured before mirrored training images counted
+        other = [key for key in kept if table["about"].get(key) != first.get(key)]
         if other:
             raise UsageError(
                 f"tables that differ in {', '.join(other)} are not joined",
-                f"{other[0]}: {first[other[0]]} and {table['about'][other[0]]}.",
+                f"{other[0]}: {first.get(other[0])} and {table['about'].get(other[0])}.",
                 "Measure all of them in the same way.",
             )
     rows = {(row["set"], row["kind"]): row for table in reversed(tables) for row in table["rows"]}
     order = [(row["set"], row["kind"]) for table in tables for row in table["rows"]]
-    return {"about": {key: first[key] for key in ("data", *kept)}, "rows": [rows[key] for key in dict.fromkeys(order)]}
+    return {
+        "about": {key: first.get(key) for key in ("data", *kept)},
+        "rows": [rows[key] for key in dict.fromkeys(order)],
+    }
 
 
 # ------------------------------------------------------------------------------------------------ as text
