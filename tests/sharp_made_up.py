@@ -74,7 +74,10 @@ def make_numbers(plan="normal", rows=None):
     rates = {
         key: number(value, "nats/example", 1.0) for key, value in (("own_rate", 990.0), ("rate", 900.0), ("gain", 90.0))
     }
+    about = {"machine": {"processor": "cifar", "cores": 2}, "seconds": 549.1}
+    about["priors"] = {"flow_matching": {"seconds": 2484.2}}
     return {
+        **({"pretrained": about} if plan == "pretrained" else {}),
         **{"linear": linear, "samples": make_table(rows), "plan": plan, "data": "cifar10"},
         **{"guidance": 2.0, "seed": 0, "n": None, "features": "cifar10_classifier"},
         "parameters": {name: 1000 + i for i, name in enumerate(ALL)},

@@ -11,13 +11,16 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import sharp_made_up as made_up
 from cifar10_made_up import SHAPE
-from diabolo import registry
+from diabolo import fitted, packaged, registry
 from diabolo.chapters import (
     CHAPTERS,
     cifar10,
+    parts,
     sharp,
     sharp_claims,
     sharp_numbers,
@@ -31,11 +34,12 @@ from diabolo.chapters.sharp_measures import Asked
 from diabolo.chapters.sharp_words import NAMES
 from diabolo.config import resolve
 from diabolo.data import Access, load
+from diabolo.errors import DataError, UsageError
 from diabolo.evaluation import Settings
 from diabolo.language import say
 from diabolo.progress import Progress
 from diabolo.report import write_template
-from diabolo.runs import Run
+from diabolo.runs import Run, sha256
 from diabolo.tables import read
 from one_process import one_after_another
 from test_language import english_words, texts_of
@@ -52,6 +56,7 @@ SMALL = Plan(
     short=_SMALL,
     ablation=("short", "short-fixed"),
     article=("c1",),
+    theirs="smoke",
     priors={"flow_matching": ("train.epochs=1", "train.smoke=true", "prior.width=8", "prior.depth=1", "prior.steps=2")},
     asked=Asked(n=100, features="toy"),
     settings=Settings(k=0, elbo_samples=2, curve_k=(), curve_images=0, probes=False),
@@ -146,9 +151,76 @@ def test_the_run_of_an_hour_is_trained_by_the_full_plan_and_shown_by_others(chap
     assert new[sharp.LONG].evaluation()["psnr"] == Run(path).evaluation()["psnr"], "the same run, trained again"
 
 
+@pytest.fixture
+def packed(chapter, tmp_path, monkeypatch):
+    """The main run with its flow matching as a model of the package."""
+    monkeypatch.setattr(packaged, "ROOT", tmp_path / "package")
+    path = tmp_path / "package" / sharp._PRESET
+    path.mkdir(parents=True)
+    for name in ("config.json", "env.json", "status.json", "metrics.jsonl", "timing.jsonl", "loss_card.json"):
+        shutil.copy(chapter[0] / "sharp" / name, path)
+    shutil.copytree(chapter[0] / "sharp" / "priors" / "flow_matching", path / "priors" / "flow_matching")
+    write_weights(chapter[0] / "sharp" / "weights.safetensors", path / "weights.safetensors")
+    env = json.loads((path / "priors" / "flow_matching" / "env.json").read_text(encoding="utf-8"))
+    env["run"]["weights"] = sha256(path / "weights.safetensors")
+    (path / "priors" / "flow_matching" / "env.json").write_text(json.dumps(env), encoding="utf-8")
+    files = {str(file.relative_to(path)): {"sha256": sha256(file)} for file in path.rglob("*") if file.is_file()}
+    about = {"files": files, "priors": {"flow_matching": {"seconds": 2484.2}}, "seconds": 549.1}
+    machine = {"processor": "Some Processor", "cores": 2}
+    (path / "about.json").write_text(json.dumps({**about, "machine": machine}), encoding="utf-8")
+    return path
+
+
+def write_weights(source, target):
+    """In half precision, as the package stores them."""
+    with safe_open(source, "pt") as file:
+        about = json.loads(file.metadata()["diabolo"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = {name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()}
+    save_file(tensors, target, {"diabolo": json.dumps({**about, "storage": "float16"})})
+
+
+def test_the_plan_pretrained_takes_the_package_s_model_and_makes_the_rest(packed, tmp_path, monkeypatch):
+    out, plan = tmp_path / "out", replace(SMALL, pretrained=True)
+    found = make(monkeypatch, out, plan=plan)
+    assert [run.name for run in found.runs] == ["pretrained", "short", "short-fixed", "c1"]
+    assert (
+        not (out / "sharp").exists() and (out / "pretrained" / "priors" / "mixture" / "weights.safetensors").is_file()
+    )
+    for name in ("weights.safetensors", "priors/flow_matching/weights.safetensors"):
+        assert (out / "pretrained" / name).read_bytes() == (packed / name).read_bytes()
+        assert str(out / "pretrained" / name) in found.reused
+    text = re.sub(r"<[^>]+>", " ", found.report.read_text(encoding="utf-8"))
+    assert "flow matching come with the package" in text and "Some Processor, 2 cores; 549 s and 2,484 s" in text
+    assert str(found.report) in make(monkeypatch, out, plan=plan).reused
+    assert not (packed / "priors" / "mixture").exists(), "nothing is written into the package"
+
+
+def test_a_changed_copy_of_the_package_s_model_is_moved_aside_and_other_configurations_refused(packed, tmp_path):
+    dataset, told, config = load("clouds", {"examples": 500, "size": 8}, Access()), [], Run(packed).config
+    progress = Progress()
+
+    def copied(config=config, dataset=dataset):
+        return parts.pretrained(tmp_path / "out", sharp._PACKED, config, dataset, progress, told)
+
+    (copied().path / "weights.safetensors").write_bytes(b"other")
+    assert copied().model() and (tmp_path / "out.old-1" / "weights.safetensors").read_bytes() == b"other"
+    with pytest.raises(UsageError, match="another configuration"):
+        copied(config=resolve(sharp._PRESET, [*DATA, *_SMALL, "train.batch=32"]).config)
+    with pytest.raises(DataError):
+        copied(dataset=load("clouds", {"examples": 400, "size": 8}, Access()))
+
+
+def test_the_package_s_model_is_that_of_the_chapter():
+    assert Run(sharp._PACKED).config == resolve(sharp._PRESET).config
+    assert fitted.names(Run(sharp._PACKED)) == ["flow_matching"], "what remains is fitted in moments"
+
+
 # ------------------------------------------------------------------------------------------------ what is run
 def test_plans_are_those_that_the_list_names():
-    assert set(CHAPTERS["sharp"].plans) == set(PLANS) <= {"normal", *cifar10.PLANS}
+    assert set(CHAPTERS["sharp"].plans) == set(PLANS)
+    assert {plan.theirs for plan in PLANS.values()} <= set(cifar10.PLANS)
+    assert all(plan.theirs == name for name, plan in PLANS.items() if name in cifar10.PLANS)
     assert PLANS["normal"].asked.n is None, "10,000"
     assert PLANS["normal"].settings == PLANS["quick"].settings, "or finished runs could not be used again"
 
@@ -288,7 +360,7 @@ def test_samples_without_classes_are_not_judged(made):
 
 
 def test_no_english_is_left_on_a_chinese_page(write):
-    for plan in ("normal", "smoke", "quick"):
+    for plan in ("normal", "smoke", "quick", "pretrained"):
         page = write(plan=plan, lang="zh")
         run_names = re.compile(r"\b(?:short(?:-[a-z]+)*|sharp|c\d(?:-[a-z0-9]+)*)\b|class\d|f{12}")
         for text in texts_of(page):

@@ -57,6 +57,6 @@ CHAPTERS = {
         disk=900_000_000,
         seconds=None,
         machine="",
-        plans=("normal", "full", "quick", "smoke"),
+        plans=("normal", "pretrained", "full", "quick", "smoke"),
     ),
 }

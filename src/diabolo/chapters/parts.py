@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from diabolo import evaluation, fitting, runs, training
+from diabolo import evaluation, fitting, packaged, runs, training
 from diabolo.config import RunConfig, read_json
 from diabolo.data import Dataset
-from diabolo.errors import DataError
+from diabolo.errors import DataError, UsageError
 from diabolo.evaluation import Settings
 from diabolo.language import say
 from diabolo.prior_config import PriorConfig
@@ -48,6 +49,39 @@ def trained(
         aside = _move_aside(path)
         progress.say(f"{path}: made by another configuration or source; moved to {aside}")
     return training.train(config, out=path, data=dataset, device=device, progress=progress)
+
+
+def pretrained(
+    path: Path, name: str, config: RunConfig, dataset: Dataset, progress: Progress, reused: list[str]
+) -> runs.Run:
+    """The package's model `name`, copied to `path` with its priors, where it can be worked on; something else is moved aside.
+
+    Raises:
+        UsageError: if it is of another configuration.
+        DataError: if it was trained on other data, or is not what its about.json says.
+    """
+    packed = runs.Run(name)
+    if packed.config != config:
+        raise UsageError(
+            f"{name} has another configuration than this chapter's", remedy="Train it: leave --pretrained out."
+        )
+    packed.check_data(dataset)
+    pinned = packaged.about(packed.path)["files"]
+    weights = [file for file in pinned if file.endswith("weights.safetensors")]
+    if path.exists() and not all(_is_file(path / file, pinned[file]["sha256"]) for file in weights):
+        progress.say(f"{path}: not the model of the package; moved to {_move_aside(path)}")
+    if not path.exists():
+        progress.say(f"{path}: a copy of {name}")
+        partial = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(packed.path, partial)
+        partial.rename(path)
+    reused += [str(path / file) for file in weights]
+    return runs.Run(path)
+
+
+def _is_file(path: Path, sha256: str) -> bool:
+    return path.is_file() and runs.sha256(path) == sha256
 
 
 def _state(path: Path, config: RunConfig, dataset: Dataset) -> str:

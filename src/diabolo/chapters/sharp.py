@@ -2,6 +2,8 @@
 
     OUT/sharp/                          the main run, preset cifar10-sharp; its priors are priors/mixture, priors/flow_matching
                                         (that which belongs to the preset)
+    OUT/pretrained                      plan pretrained: the model of the package in the place of the main run, copied; what is in
+                                        the package is not made again, the rest is made of the copy
     OUT/sharp-60                        preset cifar10-sharp-60, beside the main run: trained by the full plan, shown by others if
                                         it lies here finished
     OUT/short, OUT/short-fixed, ...     the ablation: one change each against a short version of the main run (`ABLATION`)
@@ -23,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diabolo import data as data_module
-from diabolo import runs, workers
+from diabolo import fitted, packaged, runs, workers
 from diabolo.chapters import cifar10, parts
 from diabolo.chapters.sharp_measures import Asked, measure, weights_of
 from diabolo.chapters.sharp_page import verdicts, write_page
@@ -36,6 +38,7 @@ from diabolo.progress import Progress
 from diabolo.workers import Job
 
 _PRESET = "cifar10-sharp"
+_PACKED = f"{packaged.PREFIX}{_PRESET}"
 _BOTH = "model.encoder.{0}={1} model.decoder.{0}={1}".format
 #: The main run, and that of the preset which takes an hour.
 MAIN = "sharp"
@@ -57,6 +60,9 @@ PRIORS: dict[str, tuple[str, ...]] = {
     "flow_matching": (f"preset={_PRESET}",),
 }
 
+#: A channel of the code may sleep through the first epochs, since its rate is paid for before it is of use; so in short runs its
+#: rate is free at first.
+_AWAKE = "objective.warmup_steps=200"
 _SETTINGS = Settings(k=0, elbo_samples=4, curve_k=(), curve_images=0, probes=False)
 _SMOKE = ("train.epochs=1", "train.smoke=true")
 #: Of the networks: three steps at once at the full rate may end in scales that are no numbers.
@@ -65,14 +71,17 @@ _GENTLE = (*_SMOKE, "train.lr=0.0001")
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of the chapter is done: what is changed of the main run, of the ablation and of each prior, whether the run of an
-    hour is trained, what is asked of the samples."""
+    """How much of the chapter is done: whether the main run is that of the package, what is changed of it, of the ablation and
+    of each prior, whether the run of an hour is trained, which models of the article by which plan of their chapter, what is
+    asked of the samples."""
 
+    pretrained: bool = False
     main: tuple[str, ...] = ()
     long: bool = False
-    short: tuple[str, ...] = ("train.epochs=3",)
+    short: tuple[str, ...] = ("train.epochs=3", _AWAKE)
     ablation: tuple[str, ...] = tuple(ABLATION)
     article: tuple[str, ...] = ARTICLE
+    theirs: str = "normal"
     priors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     asked: Asked = Asked()
     settings: Settings = _SETTINGS
@@ -81,11 +90,13 @@ class Plan:
 
 PLANS = {
     "normal": Plan(),
-    "full": Plan(long=True, short=("train.epochs=19",)),
-    "quick": Plan(main=("train.epochs=3",), ablation=(), article=("c1", "c4"), asked=Asked(n=2000)),
+    "pretrained": Plan(pretrained=True),
+    "full": Plan(long=True, short=("train.epochs=19", _AWAKE), theirs="full"),
+    "quick": Plan(main=("train.epochs=3",), ablation=(), article=("c1", "c4"), theirs="quick", asked=Asked(n=2000)),
     "smoke": Plan(
         main=_GENTLE,
         short=_GENTLE,
+        theirs="smoke",
         priors={"flow_matching": _SMOKE},
         asked=Asked(n=100),
         settings=Settings(k=0, elbo_samples=2, curve_k=(), curve_images=0, probes=False),
@@ -115,7 +126,7 @@ def reproduce(
     images = [*chosen.data, *data]
     config = resolve(_PRESET, [*images, *chosen.main]).config
     dataset = data_module.load(config.data.name, config.data.params, access)
-    made = {MAIN: _main(out / MAIN, config, dataset, chosen, device, progress, reused)}
+    made = {MAIN: _main(out, config, dataset, chosen, device, progress, reused)}
     made |= _long(out / LONG, images, dataset, chosen, device, progress, reused)
     jobs = _jobs(out, plan, images, dataset)
     others = workers.run(jobs, access=access, device=device, progress=progress, reused=reused) if jobs else []
@@ -126,6 +137,8 @@ def reproduce(
         return parts.Result(report, [*made.values()], reused, time.monotonic() - began)
     found = measure(out, made, dataset, chosen.asked, list(PRIORS), device, progress)
     found.numbers |= {"plan": plan, "data": dataset.spec.name, **chosen.asked.to_dict()}
+    if chosen.pretrained:
+        found.numbers["pretrained"] = packaged.about(packaged.located(_PACKED))
     write_pictures(out / "pictures", found)
     runs.write_json(out / "measures.json", {**found.numbers, **verdicts(made, found)})
     write_page(report, made, found, {**parts.stages_of([*made.values()]), **found.seconds}, lang)
@@ -134,12 +147,18 @@ def reproduce(
 
 
 def _main(
-    path: Path, config: RunConfig, dataset: Dataset, plan: Plan, device: str, progress: Progress, reused: list[str]
+    out: Path, config: RunConfig, dataset: Dataset, plan: Plan, device: str, progress: Progress, reused: list[str]
 ) -> runs.Run:
     """The main run with its evaluation and its priors, on all cores."""
-    run = parts.trained(path, config, dataset, device, progress, reused)
+    if plan.pretrained:
+        run = parts.pretrained(out / "pretrained", _PACKED, config, dataset, progress, reused)
+    else:
+        run = parts.trained(out / MAIN, config, dataset, device, progress, reused)
     parts.evaluated(run, dataset, plan.settings, device, progress, reused)
+    packed = fitted.names(runs.Run(_PACKED)) if plan.pretrained else []
     for name, words in PRIORS.items():
+        if name in packed:
+            continue
         parts.fitted_prior(
             run, name, resolve_prior([*words, *plan.priors.get(name, ())]), dataset, device, progress, reused
         )
@@ -170,7 +189,8 @@ def _long(
 def _jobs(out: Path, plan: str, images: Sequence[str], dataset: Dataset) -> list[Job]:
     """The ablation and the article's models. Of these, one that the CIFAR-10 chapter has finished is taken from there, and asked
     for with that chapter's settings, so that its evaluation stands."""
-    chosen, theirs = PLANS[plan], cifar10.PLANS[plan]
+    chosen = PLANS[plan]
+    theirs = cifar10.PLANS[chosen.theirs]
     jobs = [
         Job(out / name, resolve(_PRESET, [*images, *ABLATION[name].split(), *chosen.short]).config, chosen.settings)
         for name in chosen.ablation

@@ -208,16 +208,38 @@ def reading(found: Found) -> list[str]:
             "Errors are one standard error over images, or that of the table of samples. Each row is one training run: "
             "another seed would differ by more."
         ),
-        say(
-            "Wall times are of this machine, with as many threads as stands below; runs of one thread were trained side by "
-            "side. Images seen is what can be compared between machines."
-        ),
+        *_times(found),
         say(
             "All sets of the table of samples have n = {n} images. Their features are of a small classifier that was trained "
             "on the training images: the distances are no FID, and another n gives other numbers.",
             n=f"{n:,}",
         ),
     ]
+
+
+def _times(found: Found) -> list[str]:
+    """Whose wall times these are."""
+    told: list[str] = [
+        say(
+            "Wall times are of this machine, with as many threads as stands below; runs of one thread were trained side by "
+            "side. Images seen is what can be compared between machines."
+        )
+    ]
+    if "pretrained" in found:
+        about = found["pretrained"]
+        told += [
+            say(
+                "The sharp network and its {prior} come with the package, in half precision: their wall times are of the "
+                "machine that trained them ({processor}, {cores} cores; {seconds} s and {fitted} s).",
+                prior=PRIORS[name],
+                processor=about["machine"]["processor"],
+                cores=about["machine"]["cores"],
+                seconds=number(about["seconds"], 0),
+                fitted=number(prior["seconds"], 0),
+            )
+            for name, prior in about["priors"].items()
+        ]
+    return told
 
 
 def warning(found: Found) -> str | None:

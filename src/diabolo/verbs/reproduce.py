@@ -36,6 +36,9 @@ def reproduce(
     locality: Annotated[
         bool, Parameter(help="Of cifar10: also with permuted pixels and two more seeds: how much do neighbours matter?")
     ] = False,
+    pretrained: Annotated[
+        bool, Parameter(help="Of sharp: with the model of the package and its prior, which are not trained again.")
+    ] = False,
     smoke: Annotated[bool, Parameter(help="One epoch and small K: does everything run? Numbers mean nothing.")] = False,
     out: Annotated[
         Path | None,
@@ -51,7 +54,7 @@ def reproduce(
         return _listed(as_json)
     if chapter not in {*CHAPTERS, ALL}:
         raise UsageError(f"unknown chapter {chapter!r}", did_you_mean(chapter, sorted({*CHAPTERS, ALL})))
-    plan = _plan(full=full, quick=quick, locality=locality, smoke=smoke)
+    plan = _plan(full=full, quick=quick, locality=locality, pretrained=pretrained, smoke=smoke)
     chosen = list(CHAPTERS.values()) if chapter == ALL else [CHAPTERS[chapter]]
     _refuse_missing(plan, chosen)
     language.check(lang)
