@@ -60,9 +60,9 @@ PRIORS: dict[str, tuple[str, ...]] = {
     "flow_matching": (f"preset={_PRESET}",),
 }
 
-#: A channel of the code may sleep through the first epochs, since its rate is paid for before it is of use; so in short runs its
-#: rate is free at first.
-_AWAKE = "objective.warmup_steps=200"
+#: A channel of the code may sleep through the first epochs, since its rate is paid for before it is of use; so in short runs the
+#: weight of the rate grows from 0 to 1 over the first of three epochs.
+_AWAKE = "objective.warmup_steps=800"
 _SETTINGS = Settings(k=0, elbo_samples=4, curve_k=(), curve_images=0, probes=False)
 _SMOKE = ("train.epochs=1", "train.smoke=true")
 #: Of the networks: three steps at once at the full rate may end in scales that are no numbers.
