@@ -192,6 +192,10 @@ def test_the_plan_pretrained_takes_the_package_s_model_and_makes_the_rest(packed
         assert str(out / "pretrained" / name) in found.reused
     text = re.sub(r"<[^>]+>", " ", found.report.read_text(encoding="utf-8"))
     assert "flow matching come with the package" in text and "Some Processor, 2 cores; 549 s and 2,484 s" in text
+    stages = json.loads((out / "measures.json").read_text(encoding="utf-8"))["stages"]
+    here = [row["seconds"] for run in found.runs[1:] for row in run.timing() if row["stage"] == "train"]
+    assert stages["training"] == pytest.approx(sum(here), abs=1e-9), "the package's was trained elsewhere"
+    assert stages["fitting the priors"] == 0, "the mixture is fitted in closed form"
     assert str(found.report) in make(monkeypatch, out, plan=plan).reused
     assert not (packed / "priors" / "mixture").exists(), "nothing is written into the package"
 

@@ -182,11 +182,12 @@ def stands(path: Path, config: RunConfig, dataset: Dataset, settings: Settings |
     return settings is None or _evaluation_stands(runs.Run(path), dataset, settings)
 
 
-def stages_of(everything: Sequence[runs.Run]) -> dict[str, float]:
-    """Wall seconds of each stage, summed over the runs; what was used again counts with the time that it took then."""
+def stages_of(everything: Sequence[runs.Run], elsewhere: Sequence[runs.Run] = ()) -> dict[str, float]:
+    """Wall seconds of each stage, summed over the runs; what was used again counts with the time that it took then, but not the
+    training of runs that came from `elsewhere`."""
     stages: dict[str, float] = {say("training"): 0.0, say("test curves"): 0.0}
     for run in everything:
-        for row in run.timing():
+        for row in run.timing() if run not in elsewhere else ():
             stages["training" if row["stage"] == "train" else "test curves"] += row["seconds"]
         for name, seconds in run.evaluation()["about"]["seconds"].items():
             label = {

@@ -27,12 +27,13 @@ from pathlib import Path
 from diabolo import data as data_module
 from diabolo import fitted, packaged, runs, workers
 from diabolo.chapters import cifar10, parts
-from diabolo.chapters.sharp_measures import Asked, measure, weights_of
+from diabolo.chapters.sharp_measures import Asked, Measured, measure, weights_of
 from diabolo.chapters.sharp_page import verdicts, write_page
 from diabolo.chapters.sharp_pictures import write_pictures
 from diabolo.config import RunConfig, resolve
 from diabolo.data import Access, Dataset
 from diabolo.evaluation import Settings
+from diabolo.language import say
 from diabolo.prior_config import resolve_prior
 from diabolo.progress import Progress
 from diabolo.workers import Job
@@ -136,12 +137,13 @@ def reproduce(
         reused.append(str(report))
         return parts.Result(report, [*made.values()], reused, time.monotonic() - began)
     found = measure(out, made, dataset, chosen.asked, list(PRIORS), device, progress)
-    found.numbers |= {"plan": plan, "data": dataset.spec.name, **chosen.asked.to_dict()}
+    stages = _stages(made, found, chosen)
+    found.numbers |= {"plan": plan, "data": dataset.spec.name, **chosen.asked.to_dict(), "stages": stages}
     if chosen.pretrained:
         found.numbers["pretrained"] = packaged.about(packaged.located(_PACKED))
     write_pictures(out / "pictures", found)
     runs.write_json(out / "measures.json", {**found.numbers, **verdicts(made, found)})
-    write_page(report, made, found, {**parts.stages_of([*made.values()]), **found.seconds}, lang)
+    write_page(report, made, found, stages, lang)
     runs.write_json(out / "report.json", {"fingerprint": fingerprint})
     return parts.Result(report, [*made.values()], reused, time.monotonic() - began)
 
@@ -155,14 +157,28 @@ def _main(
     else:
         run = parts.trained(out / MAIN, config, dataset, device, progress, reused)
     parts.evaluated(run, dataset, plan.settings, device, progress, reused)
-    packed = fitted.names(runs.Run(_PACKED)) if plan.pretrained else []
     for name, words in PRIORS.items():
-        if name in packed:
+        if name in _packed_priors(plan):
             continue
         parts.fitted_prior(
             run, name, resolve_prior([*words, *plan.priors.get(name, ())]), dataset, device, progress, reused
         )
     return run
+
+
+def _packed_priors(plan: Plan) -> list[str]:
+    return fitted.names(runs.Run(_PACKED)) if plan.pretrained else []
+
+
+def _stages(made: Mapping[str, runs.Run], found: Measured, plan: Plan) -> dict[str, float]:
+    """Wall seconds of what was made here, by stage."""
+    elsewhere = _packed_priors(plan)
+    fits = {name: row for name, row in found.numbers["priors"].items() if name not in elsewhere}
+    return {
+        **parts.stages_of([*made.values()], [made[MAIN]] if plan.pretrained else []),
+        say("fitting the priors"): sum(row["seconds"] or 0.0 for row in fits.values()),
+        **found.seconds,
+    }
 
 
 def _long(

@@ -85,9 +85,6 @@ def measure(
     found.seconds[str(say("linear models"))] = time.monotonic() - began
     found.numbers["parameters"] = {name: _parameters(run) for name, run in made.items()}
     found.numbers["priors"] = {name: _fit(made["sharp"], name) for name in priors}
-    found.seconds[str(say("fitting the priors"))] = sum(
-        row["seconds"] or 0.0 for row in found.numbers["priors"].values()
-    )
     began = time.monotonic()
     progress.say("pictures of each model")
     plans = drawn(made, dataset, priors, asked)
