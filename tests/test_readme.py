@@ -201,13 +201,14 @@ def test_the_tables_of_cifar10_are_those_that_are_kept(tool, name, language):
 
 
 @pytest.mark.parametrize(("name", "language"), [("README.md", "en"), ("README.zh-CN.md", "zh")])
-def test_the_table_of_sharp_samples_is_the_one_that_is_kept(tool, name, language):
+def test_the_tables_of_the_sharp_chapter_are_those_that_are_kept(tool, name, language):
     shown = text_of(name).split("<!-- sharp:begin -->\n")[1].split("\n<!-- sharp:end -->")[0]
     assert shown == tool.sharp(tool.SHARP, language)
-    evaluation = json.loads((tool.SHARP / "evaluation.json").read_text(encoding="utf-8"))
-    assert f"{evaluation['psnr']['value']:.2f}" in shown and f"{evaluation['bits_per_dim']['value']:.4f}" in shown
-    made = json.loads((tool.SHARP / "runs.json").read_text(encoding="utf-8"))
-    assert all(f"{row['psnr']['value']:.2f}" in shown for row in made["runs"].values())
+    measures = json.loads((tool.SHARP / "measures.json").read_text(encoding="utf-8"))
+    for run in ("sharp", "short-vector", "c4"):
+        assert f"{measures['runs'][run]['psnr']['value']:.2f}" in shown, run
+    rows = len({*measures["runs"], "sharp-60"}) + 2 + len(measures["samples"]["rows"])
+    assert shown.count("\n| ") == 2 + rows, "two heads, the runs, two closed forms, the sets of images"
 
 
 @pytest.mark.parametrize("name", ["verification", "verification-locality", "verification-quick"])

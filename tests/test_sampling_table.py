@@ -213,22 +213,6 @@ def test_values_that_are_no_levels_are_refused():
         sampling.check_levels(from_tensor(torch.randn(40, 6)).spec)
 
 
-def test_tables_of_one_kind_are_joined_and_others_refused(digits):
-    one = table_of(digits, sampling_table.floor(digits, 100, 0), ImageSet("a", "samples", digits.test.values[:100]))
-    two = table_of(digits, sampling_table.floor(digits, 100, 0), ImageSet("b", "samples", digits.test.values[100:200]))
-    both = sampling_table.joined([one, two])
-    assert [row["set"] for row in both["rows"]] == ["training images", "a", "b"]
-    assert both["rows"][1] == one["rows"][1]
-    other = table_of(digits, sampling_table.floor(digits, 101, 0))
-    with pytest.raises(UsageError, match="differ in n are not joined"):
-        sampling_table.joined([one, other])
-    before = {**two, "about": {key: value for key, value in two["about"].items() if key != "mirrored"}}
-    with pytest.raises(
-        UsageError, match="differ in mirrored are not joined"
-    ):  # measured before mirrored copies counted
-        sampling_table.joined([one, before])
-
-
 # ------------------------------------------------------------------------------------------------ the verb
 def say(*words):
     return cli._run([str(word) for word in words])

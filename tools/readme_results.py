@@ -168,41 +168,54 @@ _NETWORKS = ("c1", "c2", "c3", "c4", "c5-leaky", "c5-asymmetric", "c2-optimal", 
 
 
 def sharp(kept: Path, language: str) -> str:
-    """What reconstructions and samples of cifar10-sharp were measured to be, beside an ablation and the article's networks, from
-    what is kept in a folder."""
-    from diabolo.chapters.sharp_words import NAMES
+    """The claims of the sharp chapter, its runs beside closed forms, and its table of samples, from what is kept in a folder."""
+    from diabolo.chapters.sharp_numbers import RIVAL
+    from diabolo.chapters.sharp_words import NAMES, SETS
 
     words = WORDS[language]
-    made = json.loads((kept / "runs.json").read_text(encoding="utf-8"))
-    runs, gains = made["runs"], made["gains"]
-    measured, table, classifier = (
+    measures, longer, classifier = (
         json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("evaluation", "samples", "classifier")
+        for name in ("measures", "sharp-60", "classifier")
     )
-    seconds = table["about"]["seconds"]["all"] + sum(table["about"]["drawing_seconds"].values())
-    told = (
-        words["sharp"]
-        .strip()
-        .format(
-            n=measured["psnr"]["n"],
-            psnr=_pm(measured["psnr"], 2),
-            bits=_pm(measured["bits_per_dim"], 4),
-            rate=_pm(measured["kl"], 1),
-            ssim=_pm(measured["ssim"], 3),
-            drawn=table["about"]["n"],
-            accuracy=f"{100 * classifier['test']['accuracy']:.1f}",
-            minutes=f"{seconds / 60:.0f}",
-        )
-    )
-    names = words["sharp_rows"]
-    rows = [_samples_of({**row, "set": names.get(row["set"], row["set"])}) for row in table["rows"]]
-    models = [_sharp(shown(title, language), runs[name], gains.get(name)) for name, title in NAMES.items()]
+    runs, gains, table = {**measures["runs"], "sharp-60": longer}, measures["gains"], measures["samples"]
+    models = [
+        _sharp(shown(title, language), runs[name], gains.get(name)) for name, title in NAMES.items() if name in runs
+    ]
+    lines = {line["latent"]: line for line in measures["linear"]["dequantized"]}
+    models += [_sharp_line(words[f"sharp_line_{latent or 'full'}"], lines[latent]) for latent in (RIVAL, None)]
+    facts = {
+        **{f"{name.replace('-', '_')}_psnr": f"{row['psnr']['value']:.2f}" for name, row in runs.items()},
+        **{f"{name.replace('-', '_')}_bits": f"{row['bits_per_dim']['value']:.3f}" for name, row in runs.items()},
+        "n": f"{runs['sharp']['psnr']['n']:,}",
+        "drawn": f"{table['about']['n']:,}",
+        "accuracy": f"{100 * classifier['test']['accuracy']:.1f}",
+        "gain": _pm(measures["priors"]["mixture"]["gain"], 1),
+        "guidance": f"{measures['guidance']:g}",
+        "trained": f"{measures['pretrained']['seconds']:.0f}",
+        "fitted": f"{measures['priors']['flow_matching']['seconds']:.0f}",
+        "elsewhere": _cores(measures["pretrained"]["machine"]),
+        "minutes": f"{sum(measures['stages'].values()) / 60:.0f}",
+        "samples": f"{table['about']['spent'] / 60:.0f}",
+        "machine": _cores(measures["machine"]),
+    }
+    numbered = [(claim["number"], claim["verdict"]) for claim in measures["claims"]]
+    claims = [
+        f"{number}. {words[verdict]}: {words[f'sharp_claim{number}'].strip().format(**facts)}"
+        for number, verdict in numbered
+    ]
+    samples = [_samples_of(shown(SETS[row["set"]], language), row) for row in table["rows"]]
     return "\n\n".join([
-        words["sharp_models"].strip().format(n=runs["sharp"]["psnr"]["n"]),
-        _table(words["sharp_model_columns"], models),
-        told,
-        _table(words["sharp_columns"], rows),
+        "\n".join(claims),
+        words["sharp"].strip().format(**facts),
+        _table(words["sharp_columns"], models),
+        words["sharp_samples"].strip().format(**facts),
+        _table(words["sharp_sample_columns"], samples),
+        words["sharp_time"].strip().format(**facts),
     ])
+
+
+def _cores(machine: Mapping[str, Any]) -> str:
+    return f"{machine['cores']} x {machine['processor']}"
 
 
 def _sharp(title: str, row: Mapping[str, Any], gain: Mapping[str, Any] | None) -> str:
@@ -221,12 +234,18 @@ def _sharp(title: str, row: Mapping[str, Any], gain: Mapping[str, Any] | None) -
     return f"| {title} | {' | '.join(cells)} |"
 
 
-def _samples_of(row: Mapping[str, Any]) -> str:
+def _sharp_line(title: str, line: Mapping[str, Any]) -> str:
+    bits = _pm({"value": line["bits_per_dim"], "se": line["bits_se"]}, 4)
+    kl, psnr = ("-" if line[key] is None else f"{line[key]:.{digits}f}" for key, digits in (("kl", 1), ("psnr", 2)))
+    return f"| {title} | {line['latent'] or '-'} | - | - | - | {kl} | {bits} | - | {psnr} | - |"
+
+
+def _samples_of(title: str, row: Mapping[str, Any]) -> str:
     def percent(key: str) -> str:
         return f"{100 * row[key]['value']:.1f} {PLUS_MINUS} {100 * row[key]['se']:.1f} %" if key in row else "-"
 
     shares = [percent(key) for key in ("precision", "recall", "coverage", "class_accuracy", "memorised")]
-    return f"| {' | '.join([row['set'], _pm(row['frechet'], 2), *shares])} |"
+    return f"| {' | '.join([title, _pm(row['frechet'], 2), *shares])} |"
 
 
 def speed(content: Mapping[str, Any], language: str) -> str:
@@ -395,7 +414,7 @@ def rewritten(text: str, language: str, chapter: Path) -> str:
         blocks["autoencoders"] = lambda: autoencoders(measures, language)
     if (CIFAR10 / "measures-locality.json").is_file():
         blocks["cifar10"] = lambda: cifar10(CIFAR10, language)
-    if (SHARP / "samples.json").is_file():
+    if (SHARP / "measures.json").is_file():
         blocks["sharp"] = lambda: sharp(SHARP, language)
     if SPEED.is_file():
         timings = json.loads(SPEED.read_text(encoding="utf-8"))

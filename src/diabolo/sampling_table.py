@@ -291,30 +291,6 @@ class _Meter:
         self.seconds[step] = round(self.seconds.get(step, 0.0) + time.monotonic() - began, 2)
 
 
-def joined(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several tables as one: rows of the same set and kind once, as they stand in the first table that has them.
-
-    Raises:
-        UsageError: if they differ in data, reference, features, their weights, n or k.
-    """
-    kept = ("data_hash", "reference", "train", "features", "n", "k", "quantile", "mirrored", "levels")
-    first = tables[0]["about"]
-    for table in tables[1:]:  # what is absent was measured before mirrored training images counted
-        other = [key for key in kept if table["about"].get(key) != first.get(key)]
-        if other:
-            raise UsageError(
-                f"tables that differ in {', '.join(other)} are not joined",
-                f"{other[0]}: {first.get(other[0])} and {table['about'].get(other[0])}.",
-                "Measure all of them in the same way.",
-            )
-    rows = {(row["set"], row["kind"]): row for table in reversed(tables) for row in table["rows"]}
-    order = [(row["set"], row["kind"]) for table in tables for row in table["rows"]]
-    return {
-        "about": {key: first.get(key) for key in ("data", *kept)},
-        "rows": [rows[key] for key in dict.fromkeys(order)],
-    }
-
-
 # ------------------------------------------------------------------------------------------------ as text
 #: Columns, and the decimals that they are shown with; shares are shown in percent.
 COLUMNS = ("frechet", "kernel", "precision", "recall", "density", "coverage", "class_accuracy", "memorised")

@@ -32,6 +32,7 @@ from diabolo.chapters.sharp_page import verdicts, write_page
 from diabolo.chapters.sharp_pictures import write_pictures
 from diabolo.config import RunConfig, resolve
 from diabolo.data import Access, Dataset
+from diabolo.engine import environment, pick_device
 from diabolo.evaluation import Settings
 from diabolo.language import say
 from diabolo.prior_config import resolve_prior
@@ -139,6 +140,7 @@ def reproduce(
     found = measure(out, made, dataset, chosen.asked, list(PRIORS), device, progress)
     stages = _stages(made, found, chosen)
     found.numbers |= {"plan": plan, "data": dataset.spec.name, **chosen.asked.to_dict(), "stages": stages}
+    found.numbers["machine"] = environment(pick_device(device))
     if chosen.pretrained:
         found.numbers["pretrained"] = packaged.about(packaged.located(_PACKED))
     write_pictures(out / "pictures", found)
