@@ -24,6 +24,7 @@ from diabolo.models.distributions import GreyBernoulli
 from diabolo.models.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from diabolo.models.networks import MLP
 from diabolo.models.objectives import ELBO
+from diabolo.models.resnet import ResNet
 from diabolo.runs import Run, write_json
 
 torch.set_num_threads(1)
@@ -74,13 +75,21 @@ def components():
             with torch.no_grad():
                 self.layers[0].bias[:dead] = -50
 
+    @register("network", "drowsy")
+    class Drowsy(ResNet):
+        """An encoder that says nothing in the first channel of the code."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = super().forward(x)  # the channels of means, then those of scales
+            return torch.cat([part * (torch.arange(len(part[0])) > 0)[:, None, None] for part in h.chunk(2, 1)], 1)
+
     @register("dataset", "centred")
     def centred() -> Dataset:
         """The digits in [-1, 1]."""
         return from_tensor(load("digits").train.values.float() / 127.5 - 1, name="centred")
 
     yield
-    for slot, name in (("likelihood", "any_bce"), ("network", "asleep"), ("dataset", "centred")):
+    for slot, name in (("likelihood", "any_bce"), ("network", "asleep"), ("network", "drowsy"), ("dataset", "centred")):
         del registry._CATALOGUE[slot][name]
 
 
@@ -184,12 +193,32 @@ def test_a_latent_of_64_is_far_too_large_for_three_axes(tmp_path):
     assert overrides_of(findings["latent size"].remedy) == ["model.latent=8"]
 
 
+#: A grid of three channels and 2 x 2 places.
+GRID = ["model.likelihood.scale=0.1", "model.latent=(3,2,2)", "train.keep=last", "train.epochs=20", "train.batch=50"]
+GRID += [f"model.{part}=resnet" for part in ("encoder", "decoder")]
+GRID += [f"model.{part}.widths=(8,16)" for part in ("encoder", "decoder")]
+
+
+def test_a_channel_that_is_asleep_is_named(tmp_path):
+    patient = trained(tmp_path / "run", "model.encoder=drowsy", "model.encoder.widths=(8,16)", small=GRID)
+    finding = found(patient)["idle channels"]
+    assert finding.measured.startswith("1 of 3 channels are not active at any of 4 places")
+    assert finding.measured.endswith(": 0")
+    assert overrides_of(finding.remedy) == [f"objective.warmup_steps={patient.status['step'] // 3}"]
+    awake = trained(tmp_path / "awake", small=GRID)
+    sound = {s.name: s.measured for s in diagnose(awake).sound}
+    assert sound["idle channels"].startswith("0 of 3 channels")
+    warmed = trained(tmp_path / "warmed", "model.encoder=drowsy", "objective.warmup_steps=5", small=GRID)
+    assert overrides_of(found(warmed)["idle channels"].remedy) == ["model.latent=2,2,2"]
+    assert {u.name: u.why for u in diagnose(trained(tmp_path / "v")).unchecked}["idle channels"].endswith("a vector")
+
+
 # ------------------------------------------------------------------------------------------------ healthy runs
 def test_a_healthy_run_has_no_finding_and_every_check_is_accounted_for(healthy):
     diagnosis = diagnose(healthy)
     assert diagnosis.findings == ()
     assert [o.name for o in diagnosis.outcomes] == list(CHECKS)
-    assert {u.name for u in diagnosis.unchecked} == {"importance sampling"}, "it is not evaluated"
+    assert {u.name for u in diagnosis.unchecked} == {"importance sampling", "idle channels"}, "not evaluated; a vector"
     assert all(re.search(r"\d", s.measured) for s in diagnosis.sound)
 
 

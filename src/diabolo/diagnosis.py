@@ -272,6 +272,41 @@ def _smaller_latent(e: Examination, used: int) -> str:
     return "Train again with a smaller grid: one number more in the widths of both networks halves its sides."
 
 
+@check("idle channels")
+def idle_channels(e: Examination) -> Outcome:
+    """A channel of a grid of codes that is not active at any place: it fell asleep before it was of use, and wakes late or never.
+
+    Limit: none; a channel costs its rate from the first step on, but lowers the distortion only once the decoder knows it, so
+    that all of it is given up together. Seen with cifar10-sharp after 3 epochs (seed 0): one channel of 8 asleep, 28.84 dB;
+    with the rate's weight rising over 800 of 2,346 steps all are awake, 29.74 dB. At its full length it wakes by itself.
+    """
+    channels, *sides = shape_of(e.config.model.latent)
+    if not sides:
+        return Unchecked("idle channels", "not applicable: the latent is a vector")
+    held = e.held
+    if held.rate is None:
+        return Unchecked("idle channels", "not applicable: a plain autoencoder has no rate")
+    if not held.active:
+        return Unchecked("idle channels", "no dimension is active: see posterior collapse")
+    asleep = (~held.varying.unflatten(0, (channels, -1)).any(1)).nonzero().flatten().tolist()
+    measured = (
+        f"{len(asleep)} of {channels} channels are not active at any of {math.prod(sides)} places "
+        f"(measured now on {held.label()})"
+    )
+    if not asleep:
+        return Sound("idle channels", measured, "a finding above 0")
+    named = ", ".join(map(str, asleep))
+    why = "A channel is of use only when the decoder knows it, and its rate is charged from the first step on."
+    return Finding("idle channels", f"{measured}: {named}", why, _against_sleep(e, channels - len(asleep)), "moderate")
+
+
+def _against_sleep(e: Examination, awake: int) -> str:
+    """Charge for the rate later; where that was done, or cannot be, do without the channels that are idle."""
+    if e.config.objective.params.get("warmup_steps") == 0:
+        return _again(e, f"objective.warmup_steps={max(e.status.get('step', 0) // 3, 1)}")
+    return _again(e, f"model.latent={plain((awake, *shape_of(e.config.model.latent)[1:]))}")
+
+
 # ------------------------------------------------------------------------------------------------ too much, too little
 @check("overfitting")
 def overfitting(e: Examination) -> Outcome:

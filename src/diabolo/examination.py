@@ -77,9 +77,14 @@ class Sample:
         return self.loss.numel()
 
     @property
+    def varying(self) -> Tensor:
+        """Of each latent dimension, whether its posterior mean varies by more than `ACTIVE_VARIANCE`, (d,)."""
+        return self.mean.var(0) > ACTIVE_VARIANCE
+
+    @property
     def active(self) -> int:
-        """Latent dimensions whose posterior mean varies by more than `ACTIVE_VARIANCE`."""
-        return int((self.mean.var(0) > ACTIVE_VARIANCE).sum())
+        """How many latent dimensions vary."""
+        return int(self.varying.sum())
 
     @property
     def carrying(self) -> int:
