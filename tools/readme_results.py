@@ -215,7 +215,7 @@ def sharp(kept: Path, language: str) -> str:
 
 
 def _cores(machine: Mapping[str, Any]) -> str:
-    return f"{machine['cores']} x {machine['processor']}"
+    return f"{machine['processor'].replace('(R)', '')} ({machine['cores']} cores)"
 
 
 def _sharp(title: str, row: Mapping[str, Any], gain: Mapping[str, Any] | None) -> str:
