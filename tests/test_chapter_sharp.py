@@ -164,7 +164,7 @@ def packed(chapter, tmp_path, monkeypatch):
     env = json.loads((path / "priors" / "flow_matching" / "env.json").read_text(encoding="utf-8"))
     env["run"]["weights"] = sha256(path / "weights.safetensors")
     (path / "priors" / "flow_matching" / "env.json").write_text(json.dumps(env), encoding="utf-8")
-    files = {str(file.relative_to(path)): {"sha256": sha256(file)} for file in path.rglob("*") if file.is_file()}
+    files = {file.relative_to(path).as_posix(): {"sha256": sha256(file)} for file in path.rglob("*") if file.is_file()}
     about = {"files": files, "priors": {"flow_matching": {"seconds": 2484.2}}, "seconds": 549.1}
     machine = {"processor": "Some Processor", "cores": 2}
     (path / "about.json").write_text(json.dumps({**about, "machine": machine}), encoding="utf-8")

@@ -329,7 +329,11 @@ def test_the_prior_of_a_preset_is_taken_where_none_is_named():
         assert preset in preset_names()
         own = resolve_prior([], preset)
         assert own == resolve_prior([f"preset={preset}"]) == resolve_prior([f"preset={preset}"], "vae")
-        assert own.closed or resolve_prior(["train.epochs=3"], preset).train.epochs == 3
+        if own.closed:
+            with pytest.raises(UsageError, match=r"train\.epochs means nothing here"):
+                resolve_prior(["train.epochs=3"], preset)
+        else:
+            assert resolve_prior(["train.epochs=3"], preset).train.epochs == 3
         assert resolve_prior([f"prior={own.prior.name}"], preset) == resolve_prior([f"prior={own.prior.name}"])
     assert resolve_prior([], "cifar10-sharp-60").flips and not resolve_prior(["prior=flow_matching"]).flips
     for words, told in (

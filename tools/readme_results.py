@@ -169,6 +169,7 @@ _NETWORKS = ("c1", "c2", "c3", "c4", "c5-leaky", "c5-asymmetric", "c2-optimal", 
 
 def sharp(kept: Path, language: str) -> str:
     """The claims of the sharp chapter, its runs beside closed forms, and its table of samples, from what is kept in a folder."""
+    from diabolo.chapters.sharp import WARMUP
     from diabolo.chapters.sharp_numbers import RIVAL
     from diabolo.chapters.sharp_words import NAMES, SETS
 
@@ -191,6 +192,7 @@ def sharp(kept: Path, language: str) -> str:
         "accuracy": f"{100 * classifier['test']['accuracy']:.1f}",
         "gain": _pm(measures["priors"]["mixture"]["gain"], 1),
         "guidance": f"{measures['guidance']:g}",
+        "warmup": str(WARMUP),
         "trained": f"{measures['pretrained']['seconds']:.0f}",
         "fitted": f"{measures['priors']['flow_matching']['seconds']:.0f}",
         "elsewhere": _cores(measures["pretrained"]["machine"]),

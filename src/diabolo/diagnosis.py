@@ -277,8 +277,9 @@ def idle_channels(e: Examination) -> Outcome:
     """A channel of a grid of codes that is not active at any place: it fell asleep before it was of use, and wakes late or never.
 
     Limit: none; a channel costs its rate from the first step on, but lowers the distortion only once the decoder knows it, so
-    that all of it is given up together. Seen with cifar10-sharp after 3 epochs (seed 0): one channel of 8 asleep, 28.84 dB;
-    with the rate's weight rising over 800 of 2,346 steps all are awake, 29.74 dB. At its full length it wakes by itself.
+    that all of it is given up together. Seen with cifar10-sharp on 5,000 images after 2,394 steps (seed 0; docs/data.md): one
+    channel of 8 asleep, 28.79 dB; with the rate's weight rising over 800 steps all are awake, 29.63 dB. Healthy: none; the
+    preset at its full length has all 512 dimensions active.
     """
     channels, *sides = shape_of(e.config.model.latent)
     if not sides:
@@ -296,7 +297,7 @@ def idle_channels(e: Examination) -> Outcome:
     if not asleep:
         return Sound("idle channels", measured, "a finding above 0")
     named = ", ".join(map(str, asleep))
-    why = "A channel is of use only when the decoder knows it, and its rate is charged from the first step on."
+    why = "A channel is of use only when the decoder knows it, and its rate was charged before."
     return Finding("idle channels", f"{measured}: {named}", why, _against_sleep(e, channels - len(asleep)), "moderate")
 
 

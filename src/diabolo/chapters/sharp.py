@@ -62,9 +62,10 @@ PRIORS: dict[str, tuple[str, ...]] = {
     "flow_matching": (f"preset={_PRESET}",),
 }
 
-#: A channel of the code may sleep through the first epochs, since its rate is paid for before it is of use; so in short runs the
-#: weight of the rate grows from 0 to 1 over the first of three epochs.
-_AWAKE = "objective.warmup_steps=800"
+#: A channel of the code may sleep through the first epochs, since its rate is paid for before it is of use; so in the ablation
+#: the weight of the rate grows from 0 to 1 over so many steps, about an epoch.
+WARMUP = 800
+_AWAKE = f"objective.warmup_steps={WARMUP}"
 _SETTINGS = Settings(k=0, elbo_samples=4, curve_k=(), curve_images=0, probes=False)
 _SMOKE = ("train.epochs=1", "train.smoke=true")
 #: Of the networks: three steps at once at the full rate may end in scales that are no numbers.
@@ -159,16 +160,17 @@ def _main(
     else:
         run = parts.trained(out / MAIN, config, dataset, device, progress, reused)
     parts.evaluated(run, dataset, plan.settings, device, progress, reused)
+    packed = _packed_priors(plan)
     for name, words in PRIORS.items():
-        if name in _packed_priors(plan):
-            continue
-        parts.fitted_prior(
-            run, name, resolve_prior([*words, *plan.priors.get(name, ())]), dataset, device, progress, reused
-        )
+        if name not in packed:
+            parts.fitted_prior(
+                run, name, resolve_prior([*words, *plan.priors.get(name, ())]), dataset, device, progress, reused
+            )
     return run
 
 
 def _packed_priors(plan: Plan) -> list[str]:
+    """The priors that come with the package's model, where the plan takes it."""
     return fitted.names(runs.Run(_PACKED)) if plan.pretrained else []
 
 
