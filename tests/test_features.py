@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from diabolo import features, registry
-from diabolo.data import Access, load, sources
+from diabolo.data import Access, from_tensor, load, sources
 from diabolo.errors import DataError, UsageError
 from diabolo.features.base import Features, read_weights
 from diabolo.features.cifar10_classifier import WEIGHTS, Cifar10Classifier, Classifier
@@ -220,6 +220,20 @@ def test_images_are_moved_by_whole_pixels_and_flipped():
 def test_the_rate_is_one_cycle():
     share = [train_classifier.share(done / 10, 0.2) for done in range(11)]
     assert share == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0], abs=1e-12)
+
+
+def test_the_classifier_is_trained_beside_that_of_the_package(tmp_path, monkeypatch, capsys):
+    """Fewer images than a batch has: no step is taken, and everything is written."""
+    images = torch.randint(256, (200, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    dataset = from_tensor(images, labels=torch.arange(200) % 10, test=0.5)
+    monkeypatch.setattr(train_classifier.data, "load", lambda *_: dataset)
+    monkeypatch.setattr(sys, "argv", ["train_classifier.py", "--epochs", "1", "--out", str(tmp_path / "a" / "b")])
+    before = sha256(train_classifier.WEIGHTS), train_classifier.RESULT.read_bytes()
+    assert train_classifier.main() == 0
+    assert before == (sha256(train_classifier.WEIGHTS), train_classifier.RESULT.read_bytes())
+    weights, result = tmp_path / "a" / "b" / train_classifier.WEIGHTS.name, tmp_path / "a" / "b" / "classifier.json"
+    kept = json.loads(result.read_text(encoding="utf-8"))
+    assert kept["weights_sha256"] == sha256(weights) and str(weights) in capsys.readouterr().out
 
 
 def test_training_repeats_itself_and_learns():

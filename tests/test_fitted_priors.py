@@ -18,7 +18,7 @@ from diabolo import registry
 from diabolo.data.spec import DataSpec
 from diabolo.errors import DataError, UsageError
 from diabolo.models.build import build_model, build_objective, check_objective
-from diabolo.models.coupling import CouplingFlow
+from diabolo.models.coupling import Coupling, CouplingFlow
 from diabolo.models.distributions import temper
 from diabolo.models.mixture import MOST_ROUNDS, MixturePrior, cholesky, expectation_maximisation
 from diabolo.models.priors import Prior
@@ -188,6 +188,19 @@ def test_a_flow_is_inverted_and_its_determinant_is_the_jacobian_s(d, classes):
         label = None if y is None else y[i : i + 1]
         jacobian = torch.autograd.functional.jacobian(lambda v, label=label: prior.flow(v[None], label)[0][0], z[i])
         torch.testing.assert_close(log_det[i], torch.linalg.slogdet(jacobian).logabsdet, rtol=1e-10, atol=1e-10)
+
+
+def test_the_determinant_of_a_flow_is_not_of_half_precision_under_autocast():
+    """A coupling's log-scales of 1.01 and -1, whose sum bfloat16 would round, and no sum of which it could hold."""
+    coupling = Coupling(4, 0, 8)
+    with torch.no_grad():
+        coupling.rest[-1].bias.copy_(torch.tensor([1.01, -1, 0, 0]))
+    z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    exact = coupling(z, None)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        h, log_det = coupling(z, None)
+    assert h.dtype == log_det.dtype == torch.float32
+    torch.testing.assert_close(log_det, exact, rtol=0, atol=2**-8)
 
 
 @pytest.mark.parametrize("classes", [0, 2])

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import test_sampling_table
 from diabolo import cli, fitted, fitting, inspection, registry, runs, sampling
+from diabolo.chapters import parts
 from diabolo.config import PRESETS
 from diabolo.data import Loader
 from diabolo.engine import pick_device
@@ -99,6 +100,53 @@ def test_a_closed_form_needs_no_training(run):
     assert (path / "weights.safetensors").read_bytes() == before
     with pytest.raises(UsageError, match="is finished"):
         fitting.resume_fit(path, data=DATA, device="cpu")
+
+
+def test_a_rate_that_was_interrupted_is_measured_without_another_fit(run, monkeypatch):
+    """Of a whole fit, and of one whose measure is of earlier weights; a chapter does the same."""
+    measure = fitted.measure
+
+    def interrupted(*_: object) -> None:
+        raise InterruptedRun("interrupted", 130)
+
+    monkeypatch.setattr(fitted, "measure", interrupted)
+    with pytest.raises(InterruptedRun):
+        fit(run, *SMALL["mixture"])
+    monkeypatch.setattr(fitted, "measure", measure)
+    path = run.path / "priors" / "mixture"
+    weights, kept = (path / "weights.safetensors").read_bytes(), path / "evaluation.json"
+    assert runs.Run(path).status["state"] == "finished" and not kept.exists()
+    with pytest.raises(UsageError, match="go on with: diabolo train --resume"):
+        fit(run, *SMALL["mixture"])
+    fitting.resume_fit(path, data=DATA, device="cpu")
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    assert found["about"]["weights"] == runs.sha256(path / "weights.safetensors")
+    for broken in (None, found | {"about": found["about"] | {"weights": "0" * 64}}):
+        kept.unlink() if broken is None else runs.write_json(kept, broken)
+        reused: list[str] = []
+        parts.fitted_prior(run, "mixture", resolve_prior(SMALL["mixture"]), DATA, "cpu", Progress(), reused)
+        assert json.loads(kept.read_text(encoding="utf-8")) == found and not reused
+    assert (path / "weights.safetensors").read_bytes() == weights
+    with pytest.raises(UsageError, match="is finished"):
+        fitting.resume_fit(path, data=DATA, device="cpu")
+    with pytest.raises(UsageError, match="or delete the folder"):
+        fit(run, *SMALL["mixture"])
+
+
+def test_a_prior_that_was_moved_aside_is_drawn_from_only_if_it_is_asked_for(run):
+    aside = f"mixture{fitted.ASIDE}1"
+    fit(run, *SMALL["mixture"], name=aside)
+    assert fitted.chosen(run, None) == "own" and fitted.chosen(run, aside) == aside
+    fit(run, *SMALL["mixture"])
+    assert fitted.chosen(run, None) == "mixture"
+
+
+def test_a_start_from_some_of_the_codes_has_one_of_each_class(run, monkeypatch):
+    monkeypatch.setattr(fitting, "_INITIAL", 3)
+    order, labels = torch.tensor([4, 0, 2, 1, 3, 5]), torch.tensor([7, 8, 7, 9, 7, 9])
+    assert fitting._rare(labels, order, 2).tolist() == [1, 3], "the first of the classes 8 and 9 in this order"
+    assert fitting._rare(labels, order, 5).tolist() == fitting._rare(None, order, 2).tolist() == []
+    assert (fit(run, *SMALL["coupling_flow"]) / "weights.safetensors").is_file(), "three codes of four classes"
 
 
 # ------------------------------------------------------------------------------------------------ going on
@@ -292,7 +340,18 @@ def test_digits_from_training_to_the_measure_of_samples(said, monkeypatch):
     assert "n = 20, decoder means, z ~ p(z | y), class each" in said("sample", "run", "class=each", "--n", 2)
     assert "prior: mixture" in said("sample", "run", "prior=mixture", "class=3", "--n", 4, "--temperature", 0.5)
     words = ("class=each", "guidance=2", "--features", "toy", "--n", 120, "--device", "cpu")
-    assert "samples of run" in said("measure", "run", *words)
+    printed = said("measure", "run", *words)
+    assert (
+        "samples of run" in printed and "class each, guidance 2; prior: flow_matching, fitted to the codes" in printed
+    )
+    status = Path("run/priors/flow_matching/status.json")
+    whole = status.read_bytes()
+    runs.write_json(status, {"state": "interrupted"})
+    assert "passed over: the prior flow_matching, whose fit is interrupted" in said(
+        "measure", "run", "class=each", *words[2:]
+    )
+    status.write_bytes(whole)
+    said("measure", "run", *words)
     table = json.loads(Path("run/samples.json").read_text(encoding="utf-8"))
     assert table["about"]["drawn"].endswith("class each, guidance 2; prior: flow_matching, fitted to the codes")
     for words, code, message in (
@@ -303,6 +362,11 @@ def test_digits_from_training_to_the_measure_of_samples(said, monkeypatch):
         (("sample", "run", "prior=mixtur"), 2, 'Did you mean "mixture"'),
         (("sample", "run", "prior=own", "class=3"), 2, "It knows no classes"),
         (("sample", "run", "prior=mixture", "class=3", "guidance=2"), 2, "has no guidance"),
+        (
+            ("sample", "run", "prior=mixture", "class=3", "guidance=2"),
+            2,
+            "name another prior of the run with prior=NAME",
+        ),
         (("sample", "run", "--temperature", "inf"), 2, "--temperature inf"),
         (("fit-prior", "run", "prior=mixture"), 2, "exists already"),
         (("fit-prior", "run", "prior=mixture", "--name", "own"), 2, "--name own is refused"),

@@ -511,7 +511,7 @@ def test_other_data_are_refused_with_the_way_out():
 
 
 def test_what_would_not_fit_into_memory_is_refused_before_it_is_tried(monkeypatch):
-    monkeypatch.setattr(table, "_LARGEST", 10_000)
+    monkeypatch.setattr(table, "LARGEST", 10_000)
     with pytest.raises(UsageError, match="GB of memory") as caught:
         linear.lines(smooth_images())
     assert "data.size" in caught.value.remedy

@@ -252,6 +252,13 @@ def test_what_cannot_be_packed_is_refused(run, packed, tmp_path, monkeypatch):
     (tmp_path / "run/status.json").write_text('{"state": "stopped"}', encoding="utf-8")
     with pytest.raises(UsageError, match="must be finished"):
         packing.pack(packing.Asked(run=tmp_path / "run", name="stopped"))
+    shutil.copyfile(run.path / "status.json", tmp_path / "run/status.json")
+    config = tmp_path / "run/priors/few/config.json"
+    told = json.loads(config.read_text(encoding="utf-8"))
+    runs.write_json(config, told | {"train": told["train"] | {"smoke": True}})
+    with pytest.raises(UsageError, match="few is not packed\nIt is a smoke run"):
+        packing.pack(packing.Asked(run=tmp_path / "run", name="stopped", priors=("few",)))
+    runs.write_json(config, told)
     tensors, about = runs.read_weights(run.path / "weights.safetensors")
     first = next(name for name, t in tensors.items() if t.dtype == torch.float32)
     runs.write_described(tmp_path / "run/weights.safetensors", {**tensors, first: tensors[first] + 1e6}, about)

@@ -225,6 +225,9 @@ def test_the_memorised_share_of_new_images_is_the_quantile_and_of_copies_1():
         math.sqrt(0.25 / 1000), rel=0.2
     )  # copies dominate it; 200 redraws know it to 5 %
     assert found["threshold"] == pytest.approx(test.quantile(0.01).item())
+    doubles = torch.cat([torch.zeros(20).double(), test[20:]])
+    assert memorised(torch.zeros(10).double(), doubles)["value"] == 1, "2 % of the test images are copies themselves"
+    assert memorised(test + 1, doubles)["value"] == 0
     with pytest.raises(ValueError, match="99 test images have no 1 % quantile"):
         memorised(test, test[:99])
 

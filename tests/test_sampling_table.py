@@ -92,6 +92,24 @@ def test_samples_of_ppca_lie_in_its_axes_and_have_what_the_noise_leaves_of_their
     assert not linear.draw_ppca(pca, 9, 0).equal(linear.draw_ppca(pca, 9, 1))
 
 
+def test_a_class_without_training_images_has_no_gaussian(digits):
+    """As of a folder whose only image of a class lies outside the training split."""
+    kept = digits.train.labels != 3
+    train = replace(digits.train, values=digits.train.values[kept], labels=digits.train.labels[kept])
+    found = sampling_table.gaussians(replace(digits, train=train), 90, 0)
+    assert found.asked.bincount(minlength=10).tolist() == [10, 10, 10, 0, 10, 10, 10, 10, 10, 10]
+    assert sampling_table.gaussians(digits, 90, 0).asked.equal(torch.arange(90) % 10)
+
+
+def test_ppca_is_refused_where_its_covariance_needs_too_much_memory(digits, monkeypatch):
+    assert linear.memory(1500, 64) == linear.memory(64, 64) == 8 * 5 * 64 * 64
+    monkeypatch.setattr(linear, "LARGEST", 8 * 5 * 64 * 64)
+    assert len(sampling_table.ppca(digits, 100, 0).levels) == 100
+    monkeypatch.setattr(linear, "LARGEST", 8 * 5 * 64 * 64 - 1)
+    with pytest.raises(UsageError, match="1,500 images of 64 values needs"):
+        sampling_table.ppca(digits, 100, 0)
+
+
 # ------------------------------------------------------------------------------------------------ levels
 def test_levels_are_those_of_a_picture_file():
     assert sampling.to_levels(torch.tensor([-1.0, 0, 0.4999 / 255, 0.51 / 255, 1, 3])).tolist() == [
@@ -240,9 +258,17 @@ def test_the_verb_measures_a_run_and_prints_what_it_wrote(run, capsys):
     assert "n = 120 rather than 10,000: not comparable" in printed
     assert "against the test split (n = 297)" in printed
     assert "classes seen in samples of run" in printed
+    assert "samples: decoder means, z ~ p(z); prior: the model's own" in printed
     expected = sampling.draw(Run(run), 120, 0, prior="own", device=CPU)
     again = table_of(load("digits", {"validation": 0}, Access()), ImageSet("samples of run", "samples", expected))
     assert again["rows"][0] == found["rows"][-1]
+
+
+def test_a_row_that_cannot_be_is_left_out_and_said(run, capsys, monkeypatch):
+    monkeypatch.setattr(linear, "LARGEST", 1000)
+    assert say("measure", run, "--features", "toy", "--n", 120, "--device", "cpu") == 0
+    out, err = capsys.readouterr()
+    assert "no row of pPCA: pPCA of 1,500 images of 64 values needs" in err and "pPCA" not in out
 
 
 @pytest.mark.parametrize(
@@ -251,7 +277,7 @@ def test_the_verb_measures_a_run_and_prints_what_it_wrote(run, capsys):
         (("--features", "toi"), 2, 'Did you mean "toy"?'),
         (("--features", "toy", "--seed", -1), 2, "--seed -1 is refused"),
         (("--features", "toy", "--n", 99), 2, "n = 99 is refused"),
-        ((), 2, "no features are known for images of shape (1, 8, 8)"),
+        ((), 2, "no features are chosen for images of shape (1, 8, 8)"),
     ],
 )
 def test_wrong_words_are_refused(run, words, code, text, capsys):

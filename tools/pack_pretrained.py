@@ -82,7 +82,8 @@ def pack(asked: Asked, settings: Settings = SETTINGS, command: str = "") -> Path
         made = Path(folder) / target.name
         _store(run.path, made)
         for name in asked.priors:
-            _check_finished(run.path / "priors" / name, False)
+            prior = run.path / "priors" / name
+            _check_finished(prior, prior_from_dict(read_json(prior / "config.json")).train.smoke)
             _store(run.path / "priors" / name, made / "priors" / name)
             _belongs(run, made, name)
         about = _about(run, made, asked, dataset, settings, command)

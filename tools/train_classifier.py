@@ -1,11 +1,12 @@
 """Train the classifier of CIFAR-10 whose last hidden layer samples are measured in, and keep how good it is.
 
-    python tools/train_classifier.py [--epochs 9] [--seed 0] [--rate 0.4] [--validation]
+    python tools/train_classifier.py [--epochs 9] [--seed 0] [--rate 0.4] [--out runs/classifier] [--validation] [--keep]
 
-Writes src/diabolo/weights/cifar10_classifier.safetensors (half precision) and results/sharp/classifier.json; the hash that it
-says belongs into src/diabolo/features/cifar10_classifier.py. The test images are read once, at the end, by the code that
-ships. --validation: trains on the first 45,000 images, says the accuracy on the last 5,000, and writes nothing; so the rate was
-chosen. The number of epochs is what about ten minutes of one core allow.
+Writes cifar10_classifier.safetensors (half precision) and classifier.json into --out. --keep: into src/diabolo/weights and
+results/sharp; the hash that it says then belongs into src/diabolo/features/cifar10_classifier.py, which refuses others. The
+file also says how long training took, so its hash is another each time. The test images are read once, at the end, by the
+code that ships. --validation: trains on the first 45,000 images, says the accuracy on the last 5,000, and writes nothing; so
+the rate was chosen. The number of epochs is what about ten minutes of one core allow.
 """
 
 from __future__ import annotations
@@ -141,8 +142,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, kind in (("epochs", float), ("rate", float), ("seed", int)):
         parser.add_argument(f"--{name}", type=kind, default=getattr(Recipe, name))
-    parser.add_argument("--validation", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("runs/classifier"))
+    for name in ("validation", "keep"):
+        parser.add_argument(f"--{name}", action="store_true")
     asked = parser.parse_args()
+    weights, result = (WEIGHTS, RESULT) if asked.keep else (asked.out / WEIGHTS.name, asked.out / RESULT.name)
     recipe = Recipe(asked.epochs, asked.rate, seed=asked.seed)
     dataset = data.load("cifar10", {"validation": 5000 if asked.validation else 0})
     start = time.perf_counter()
@@ -159,12 +163,14 @@ def main() -> int:
             features = keep(network, Path(folder) / "trained.safetensors", about)
         print(json.dumps(about | accuracy(features, dataset.validation)))
         return 0
-    found = accuracy(keep(network, WEIGHTS, about), dataset.test)
-    trained = keep(network, WEIGHTS, about | {"test": found})
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    found = accuracy(keep(network, weights, about), dataset.test)
+    trained = keep(network, weights, about | {"test": found})
     write_json(
-        RESULT, about | {"parameters": parameters(network), "weights_sha256": trained.weights_hash, "test": found}
+        result, about | {"parameters": parameters(network), "weights_sha256": trained.weights_hash, "test": found}
     )
     print(f"accuracy {found['accuracy']:.4f} +- {found['se']:.4f}; weights_hash = {trained.weights_hash!r}")
+    print(f"written: {weights}, {result}")
     return 0
 
 

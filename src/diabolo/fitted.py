@@ -21,6 +21,11 @@ from diabolo.prior_config import OWN, prior_from_dict
 from diabolo.progress import Progress
 from diabolo.seeds import fold, mix
 
+#: What the name of a prior holds that gave way to a newer one: `flow_matching.old-1`.
+ASIDE = ".old-"
+#: How a fit ends that may be drawn from unasked.
+ENDED = frozenset({"finished", "stopped"})
+
 _TOGETHER = 500
 
 
@@ -39,17 +44,18 @@ def state(run: runs.Run, name: str) -> str:
 
 def chosen(run: runs.Run, name: str | None) -> str:
     """The prior to draw from: the one asked for, else the one fitted last of those that came to their end, or to the end of their
-    time, else the model's own.
+    time, and were not moved aside, else the model's own.
 
     Raises:
         UsageError: if the run has no prior of this name.
     """
     known = names(run)
     if name is None:
-        whole = [other for other in known if state(run, other) in {"finished", "stopped"}]
+        whole = [other for other in known if ASIDE not in other and state(run, other) in ENDED]
         return whole[-1] if whole else OWN
     if name not in {*known, OWN}:
-        remedy = f"Fit one with: diabolo fit-prior {run.path} prior=flow_matching"
+        theirs = packaged.is_packaged(run.path)
+        remedy = packaged.copied(run.path, "fit-prior") if theirs else f"Fit one with: diabolo fit-prior {run.path}"
         raise UsageError(f"{run.path} has no prior {name!r}", did_you_mean(name, [*known, OWN]), remedy)
     return name
 
@@ -93,6 +99,17 @@ def model_of(run: runs.Run, name: str) -> Autoencoder:
     return model
 
 
+def measured(run: runs.Run, name: str) -> bool:
+    """Whether `measure` has come to its end with the weights that a prior has now."""
+    path = run.path / "priors" / name
+    there = (path / "evaluation.json").is_file() and (path / "weights.safetensors").is_file()
+    return there and read_json(path / "evaluation.json")["about"].get("weights") == _weights(run, name)
+
+
+def _weights(run: runs.Run, name: str) -> str:
+    return runs.sha256(run.path / "priors" / name / "weights.safetensors")
+
+
 @torch.no_grad()
 def measure(
     run: runs.Run, name: str, dataset: Dataset, device: torch.device | str = "cpu", progress: Progress | None = None
@@ -102,7 +119,7 @@ def measure(
 
     Both at the same draw of z for each image, nats per example: `rate`, `own_rate`, and `gain`, their paired difference, which is
     what the bound on log p(x) gains; `rate_given_class` with p(z | y). A prior without a density has none, and q must have one.
-    `about` says how the fit had ended, and whether it or the run was of a few steps only (`smoke`).
+    `about` says how the fit had ended, whether it or the run was of a few steps only (`smoke`), and the hash of the weights.
     """
     model, own, progress = model_of(run, name).to(device), run.model().to(device), progress or Progress()
     config = prior_from_dict(read_json(run.path / "priors" / name / "config.json"))
@@ -114,6 +131,7 @@ def measure(
         "unit": "nats/example",
         "density": model.prior.density,
         "smoke": run.config.train.smoke or config.train.smoke,
+        "weights": _weights(run, name),
     }
     rows: dict[str, Tensor] = {}
     if model.posterior.density and len(dataset.test) > 1:  # one example has no standard error

@@ -211,7 +211,7 @@ def fit_prior(
         raise UsageError(f"a prior cannot be called {name}", "That is the name of the model's own.")
     path = run.path / "priors" / name
     if path.exists() and any(path.iterdir()) and not _failed(path):
-        unfinished = runs.Run(path).status.get("state") != "finished"
+        unfinished = runs.Run(path).status.get("state") != "finished" or not fitted.measured(run, name)
         remedy = f", or go on with: diabolo train --resume {path}" if unfinished else ", or delete the folder."
         raise UsageError(f"{path} exists already", "A prior is never overwritten.", f"Choose another --name{remedy}")
     return _carried_out(run, path, config, data, access, device, progress, seconds, resume=False)
@@ -226,16 +226,22 @@ def resume_fit(
     progress: Progress | None = None,
     seconds: float = math.inf,
 ) -> Path:
-    """Go on with a fit from its newest whole state, to the same bits as if it had not been interrupted.
+    """Go on with a fit from its newest whole state, to the same bits as if it had not been interrupted; of one that is finished
+    measure the rate, if that was interrupted.
 
     Raises:
-        UsageError: if it is finished.
+        UsageError: if there is nothing left to do.
         DataError: if the run's weights or data are not those that it began with.
     """
-    if read_json(path / "status.json").get("state") == "finished":
-        raise UsageError(f"{path} is finished", remedy=f"Draw from it: diabolo sample {path.parent.parent}")
-    config = prior_from_dict(read_json(path / "config.json"))
     run = runs.Run(path.parent.parent)
+    if read_json(path / "status.json").get("state") == "finished":
+        if fitted.measured(run, path.name):
+            raise UsageError(f"{path} is finished", remedy=f"Draw from it: diabolo sample {run.path}")
+        dataset = data if data is not None else _data_of(run, access)
+        run.check_data(dataset)
+        fitted.measure(run, path.name, dataset, join(device).device, progress)
+        return path
+    config = prior_from_dict(read_json(path / "config.json"))
     return _carried_out(run, path, config, data, access, device, progress, seconds, resume=True)
 
 
@@ -326,11 +332,21 @@ def _parts(config: PriorConfig, codes: Dataset, loader: Loader) -> tuple[Prior, 
     """The prior with what has a closed form, from one draw of a code for each image; before a training, of some of them."""
     built = _prior(config, codes.spec).to(loader.device)
     most = len(loader) if config.closed else _INITIAL
-    order = torch.randperm(len(loader), generator=torch.Generator().manual_seed(fold(0, "initialise")))[:most]
+    order = torch.randperm(len(loader), generator=torch.Generator().manual_seed(fold(0, "initialise")))
+    order = torch.cat([order[:most], _rare(loader.labels, order, most)])
     batch = next(iter(loader.ordered(len(order), order)))
     with torch.random.fork_rng(devices=[]):
         built.initialise(_posterior(batch.x).sample(), batch.y)
     return built, Fitting(built.loss_unit)
+
+
+def _rare(labels: Tensor | None, order: Tensor, most: int) -> Tensor:
+    """The first code in `order` of each class that has none among the first `most`."""
+    if labels is None or most >= len(order):
+        return order[:0]
+    classes = labels.cpu()[order]
+    absent = sorted(set(classes[most:].tolist()) - set(classes[:most].tolist()))
+    return torch.stack([order[(classes == c).nonzero()[0, 0]] for c in absent]) if absent else order[:0]
 
 
 def _closed_form(work: _Fit, progress: Progress, *, resume: bool) -> None:

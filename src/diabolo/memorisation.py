@@ -81,12 +81,13 @@ def _between_levels(x: Tensor, y: Tensor) -> Tensor:
 def memorised(samples: Tensor, test: Tensor, quantile: float = QUANTILE) -> Entry:
     r"""The share of samples that are nearer to a training image than all but 1 % of the test images are: 1 % if none is copied.
 
-    .. math:: \tfrac1n \sum_i 1[d(x_i) < q], \qquad q \text{ the 1st percentile of } d(t_1), \dots, d(t_m)
+    .. math:: \tfrac1n \sum_i 1[d(x_i) \le q], \qquad q \text{ the 1st percentile of } d(t_1), \dots, d(t_m)
 
-    samples (n,), test (m,): distances d. Test images are new by construction, so that their own distances say what is
-    near by chance or by subject. A copy lies below the whole of them; a quantile rather than their least distance, which one
-    double among the test images would decide. Nothing is subtracted: the value of samples that are as new as the test images
-    is `quantile`, and a model that draws training images alone has 1.
+    samples (n,), test (m,): distances d. Test images were not trained on, so that their own distances say what is near by chance
+    or by subject. A copy lies below all of them that are new; a quantile rather than their least distance, which one double among
+    the test images would decide. Where more of them are doubles than the quantile has room for, q is a distance of doubles, and
+    the share errs on the small side. Nothing is subtracted: the value of samples that are as new as the test images is
+    `quantile`, and a model that draws training images alone has 1.
 
     The percentile is low because distances are also small where an image is blurred or plain. What is left of that makes the
     share too large; a copy that is shifted or recoloured, which may be far away in this space, makes it too small. `se`: the
@@ -120,7 +121,7 @@ def _redraws(values: Tensor, generator: torch.Generator) -> Tensor:
 
 def _shares_below(samples: Tensor, test: Tensor, quantile: float) -> Tensor:
     """(R,) of samples (R, n) and test (R, m)"""
-    return (samples < test.quantile(quantile, dim=1, keepdim=True)).double().mean(1)
+    return (samples <= test.quantile(quantile, dim=1, keepdim=True)).double().mean(1)
 
 
 def nearer_than_test(samples: Tensor, test: Tensor) -> Entry:

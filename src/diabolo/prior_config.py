@@ -83,7 +83,7 @@ def resolve_prior(overrides: Sequence[str], preset: str = "") -> PriorConfig:
     given = {**_belonging(given.pop("preset", None), given.get("prior.name"), preset), **given}
     name = given.get("prior.name")
     if name is None:
-        remedy = f"Add prior=NAME, one of: {', '.join(prior_names())}."
+        remedy = f"Add prior=NAME, one of: {', '.join(prior_names())}; or preset=NAME: {', '.join(preset_names())}."
         raise UsageError("no prior is named", "Fitting needs to know what to fit.", remedy)
     how = fitted_by(str(name))  # refuses an unknown one
     if how == "nothing":

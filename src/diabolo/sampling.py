@@ -67,7 +67,7 @@ def means(
         raise UsageError(
             "this prior cannot be drawn from by class",
             "It knows no classes.",
-            "Fit one that does: diabolo fit-prior RUN prior=flow_matching",
+            "Name one that does with prior=NAME, or fit one: diabolo fit-prior RUN prior=flow_matching",
         )
     progress = progress or Progress()
     progress.start("samples", n)
@@ -80,7 +80,8 @@ def means(
             try:
                 drawn = model.sample(count, classes, temperature=temperature, guidance=guidance)
             except NotImplementedError as error:
-                raise UsageError("this prior cannot be drawn from so", str(error)) from error
+                remedy = "Leave that out, or name another prior of the run with prior=NAME."
+                raise UsageError("this prior cannot be drawn from so", str(error), remedy) from error
             parts.append(drawn.mean[0].cpu())
             progress.advance(count)
     progress.finish()

@@ -128,21 +128,31 @@ def reconstructions(
     return ImageSet("reconstructions", "reconstructions", levels, None if labels is None else labels[index])
 
 
-def closed_form(dataset: Dataset, n: int, seed: int) -> list[ImageSet]:
-    """Samples of probabilistic PCA (512 latents, or as many as it can have), and of one full-covariance Gaussian for each class.
+def ppca(dataset: Dataset, n: int, seed: int) -> ImageSet:
+    """Samples of probabilistic PCA, fitted to the training images: 512 latents, or as many as it can have.
 
-    Both are fitted to the training images; of classes, there are as many samples of each as n allows.
+    Raises:
+        UsageError: if its covariance needs too much memory.
     """
-    x, shape = dataset.train.values.flatten(1), dataset.spec.shape
+    x = dataset.train.values.flatten(1)
+    if (needed := linear.memory(*x.shape)) > linear.LARGEST:
+        raise UsageError(
+            f"pPCA of {len(x):,} images of {x.shape[1]:,} values needs {needed / 1e9:.1f} GB of memory",
+            f"At most {linear.LARGEST / 1e9:.1f} GB are used.",
+        )
     q = min(LATENTS, min(x.shape) - 1)
-    images = linear.draw_ppca(linear.fit(x, q), n, seed)
-    sets = [ImageSet(f"pPCA, q = {q}", "closed form", to_levels(images / 255).unflatten(1, shape))]
-    if dataset.train.labels is not None and dataset.spec.classes:
-        asked = each_in_turn(n, len(dataset.spec.classes))
-        images = linear.draw_per_class(x, dataset.train.labels, asked, seed)
-        levels = to_levels(images / 255).unflatten(1, shape)
-        sets.append(ImageSet("a Gaussian for each class, pixels", "closed form", levels, asked))
-    return sets
+    levels = to_levels(linear.draw_ppca(linear.fit(x, q), n, seed) / 255)
+    return ImageSet(f"pPCA, q = {q}", "closed form", levels.unflatten(1, dataset.spec.shape))
+
+
+def gaussians(dataset: Dataset, n: int, seed: int) -> ImageSet:
+    """Samples of a full-covariance Gaussian for each class that has training images, as many of each as n allows."""
+    x, labels = dataset.train.values.flatten(1), dataset.train.labels
+    assert labels is not None
+    there = labels.unique().long()
+    asked = there[each_in_turn(n, len(there))]
+    levels = to_levels(linear.draw_per_class(x, labels, asked, seed) / 255)
+    return ImageSet("a Gaussian for each class, pixels", "closed form", levels.unflatten(1, dataset.spec.shape), asked)
 
 
 # ------------------------------------------------------------------------------------------------ measuring

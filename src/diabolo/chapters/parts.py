@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from diabolo import evaluation, fitting, packaged, runs, training
+from diabolo import evaluation, fitted, fitting, packaged, runs, training
 from diabolo.config import RunConfig, read_json
 from diabolo.data import Dataset
+from diabolo.engine import pick_device
 from diabolo.errors import DataError, UsageError
 from diabolo.evaluation import Settings
 from diabolo.language import say
@@ -107,7 +108,7 @@ def _state(path: Path, config: RunConfig, dataset: Dataset) -> str:
 
 def _move_aside(path: Path) -> Path:
     number = 1
-    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+    while (aside := path.with_name(f"{path.name}{fitted.ASIDE}{number}")).exists():
         number += 1
     return path.rename(aside)
 
@@ -120,7 +121,10 @@ def fitted_prior(
     state = _prior_state(path, run, config, dataset)
     if state == "finished":
         progress.say(f"{path}: fitted already (same configuration, codes and source), used again")
-        reused.append(str(path))
+        if fitted.measured(run, name):
+            reused.append(str(path))
+        else:
+            fitted.measure(run, name, dataset, pick_device(device), progress)
         return path
     progress.say(f"{path}: {'going on with its fit' if state == 'resumable' else 'fitting'}")
     if state == "resumable":

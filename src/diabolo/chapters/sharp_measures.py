@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,6 @@ def _wanted(
     device: torch.device,
     progress: Progress,
 ) -> list[_Wanted]:
-    closed = cache(partial(sampling_table.closed_form, dataset, n, seed))
     known = len(dataset.spec.classes)
     classes = sampling.each_in_turn(n, known) if known else None
     again = partial(sampling_table.reconstructions, main, dataset, n, seed, device=device, progress=progress)
@@ -233,10 +232,10 @@ def _wanted(
     rows = [
         _Wanted("floor", of("floor"), lambda: sampling_table.floor(dataset, n, seed)),
         _Wanted("reconstructions", of("z = mu", weights_of(main, OWN)), again),
-        _Wanted("ppca", of("ppca"), lambda: closed()[0]),
+        _Wanted("ppca", of("ppca"), lambda: sampling_table.ppca(dataset, n, seed)),
     ]
     if known and dataset.train.labels is not None:
-        rows.append(_Wanted("gaussians", of("gaussians"), lambda: closed()[1]))
+        rows.append(_Wanted("gaussians", of("gaussians"), lambda: sampling_table.gaussians(dataset, n, seed)))
     for plan in plans:
         weights = [weights_of(plan.run, OWN), weights_of(plan.run, plan.prior)]
         rows.append(_Wanted(plan.name, of(plan.classes, plan.guidance, *weights), partial(samples, plan)))

@@ -22,7 +22,7 @@ NAMES = {
     "c4": say("the article's ConvVAE"),
     "c5-leaky": say("the article's ConvVAE with LeakyReLU"),
     "sharp": say("the sharp network"),
-    "sharp-60": say("the sharp network, larger and longer"),
+    "sharp-60": say("the sharp network, larger and longer, \u03b2 = 1/4, mirrored images"),
     "short": say("the sharp network, short"),
     "short-fixed": say("short, \u03c3\u00b2 = 1/2"),
     "short-vector": say("short, a vector as code"),

@@ -1,6 +1,6 @@
 """A small classifier of CIFAR-10, trained by this project: its last hidden layer as features, its softmax as a judge of classes.
 
-The weights are a file of the package; `tools/train_classifier.py` is how they came about and writes them anew.
+The weights are a file of the package; `tools/train_classifier.py` is how they came about and trains them anew.
 """
 
 from __future__ import annotations

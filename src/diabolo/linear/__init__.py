@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diabolo.linear.gaussians import Gaussian, Spectrum, full_covariance, probabilistic_pca, spectrum, water_filling
-from diabolo.linear.pca import PCA, fit
+from diabolo.linear.pca import LARGEST, PCA, fit, memory
 from diabolo.linear.sampling import draw_full_covariance, draw_per_class, draw_ppca
 from diabolo.linear.table import DEQUANTIZED, FIXED, GRID, LATENTS, Convention, LeftOut, Line, Lines, lines
 
@@ -11,6 +11,7 @@ __all__ = [
     "DEQUANTIZED",
     "FIXED",
     "GRID",
+    "LARGEST",
     "LATENTS",
     "PCA",
     "Convention",
@@ -25,6 +26,7 @@ __all__ = [
     "fit",
     "full_covariance",
     "lines",
+    "memory",
     "probabilistic_pca",
     "spectrum",
     "water_filling",

@@ -9,6 +9,8 @@ from torch import Tensor
 
 #: Examples that are float64 at a time, and rows of the covariance that are summed at a time.
 CHUNK, _ROWS = 2000, 512
+#: Bytes of memory that closed forms of images may take.
+LARGEST = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ def fit(x: Tensor, d: int) -> PCA:
         power, rows = power.flip(0).clamp(min=0), columns.T.flip(0)
     top = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
     return PCA(mean, (rows * top)[:d].contiguous(), power[:d], power[d:].sum().item())
+
+
+def memory(count: int, dimensions: int) -> int:
+    """Bytes that `fit` needs for so many examples: the covariance or the data, its eigenvectors twice with the workspace."""
+    return 8 * 5 * min(count, dimensions) * dimensions
 
 
 def _sum(x: Tensor) -> Tensor:

@@ -15,14 +15,13 @@ from diabolo.errors import DataError, DiaboloError, UsageError
 from diabolo.images_metrics import psnr
 from diabolo.language import say
 from diabolo.linear.gaussians import Gaussian, Spectrum, full_covariance, probabilistic_pca, spectrum
+from diabolo.linear.pca import LARGEST, memory
 from diabolo.metrics import mean_and_se
 
 #: Latents of the lines with the noise of maximum likelihood, and (latents, sigma^2) of those with a given one: that of a loss
 #: of summed squared errors is 1/2.
 LATENTS = (20, 64, 128, 256, 512, 1024)
 FIXED = ((20, 0.5), (256, 0.5))
-#: Bytes of memory that the work may take.
-_LARGEST = 4 << 30
 #: Squared error below which nothing but rounding is left.
 _ROUNDING = 1e-20
 
@@ -174,12 +173,11 @@ def _levels(dataset: Dataset, split: str) -> Tensor:
 def _check_sizes(train: Tensor, test: Tensor) -> None:
     if len(test) < 2:
         raise DataError("the test split has one image", "One image has no standard error.", "Take a larger test split.")
-    # The covariance or the data, its eigenvectors twice with the workspace; the squares twice.
-    needed = 8 * (5 * min(train.shape) + 2 * len(test)) * train.shape[1]
-    if needed > _LARGEST:
+    needed = memory(*train.shape) + 2 * 8 * test.numel()  # the squares of the test images twice
+    if needed > LARGEST:
         raise UsageError(
             f"{len(train):,} and {len(test):,} images of {train.shape[1]:,} values need {needed / 1e9:.1f} GB of memory",
-            f"At most {_LARGEST / 1e9:.1f} GB are used.",
+            f"At most {LARGEST / 1e9:.1f} GB are used.",
             "Take smaller images; for a folder, a smaller data.size.",
         )
 

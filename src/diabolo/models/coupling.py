@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
-from diabolo.models.distributions import tempered
+from diabolo.models.distributions import float32, tempered
 from diabolo.models.mixture import centred, cholesky, class_counts, covariance, float64, whitened
 from diabolo.models.priors import Encode, Prior
 from diabolo.registry import register
@@ -133,7 +133,7 @@ class Coupling(nn.Module):
         hidden = self.first(a)
         if self.of_class is not None:
             hidden = hidden + self.of_class[y]
-        raw, shift = self.rest(hidden).chunk(2, 1)
+        raw, shift = float32(self.rest(hidden)).chunk(2, 1)
         return MOST_LOG_SCALE * torch.tanh(raw / MOST_LOG_SCALE), shift
 
     def initialise(self, z: Tensor, y: Tensor | None) -> None:
@@ -257,8 +257,8 @@ class CouplingFlow(Prior):
     f whitens z by the mean and covariance of all codes, then `layers` times normalises each value (by class), permutes them, and
     scales and shifts one half by functions of the other half and of the class, two hidden layers of `width` units. `initialise`
     sets whitening and normalisations, so that training starts from a Gaussian of full covariance; the gradient does the rest.
-    p(y) are the frequencies of the classes among the codes; without `per_class`, or classes, there is one density. Before it is
-    fitted it is N(0, I).
+    p(y) are the frequencies of the classes among the codes that it is initialised from; without `per_class`, or classes, there is
+    one density. Before it is fitted it is N(0, I).
 
     Raises:
         ValueError: for less than one layer or unit, or for codes of one value, which cannot be coupled.

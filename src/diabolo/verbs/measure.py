@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diabolo.data.spec import Dataset
     from diabolo.progress import Progress
     from diabolo.runs import Run
+    from diabolo.sampling_table import ImageSet
 
 #: Features of colour images of 32x32 where none are named.
 _DEFAULT, _SHAPE = "cifar10_classifier", (3, 32, 32)
@@ -73,9 +74,9 @@ def _default(run: Run) -> str:
     shape = tuple(run.env["data"]["spec"]["shape"])
     if shape != _SHAPE:
         raise UsageError(
-            f"no features are known for images of shape {shape}",
-            f"{_DEFAULT} reads colour images of 32x32.",
-            f"Name some: --features {' or '.join(registry.names('features'))}",
+            f"no features are chosen for images of shape {shape}",
+            f"{_DEFAULT}, which is taken where none are named, reads colour images of 32x32.",
+            f"Name some: --features {' or '.join(name for name in registry.names('features') if name != _DEFAULT)}",
         )
     return _DEFAULT
 
@@ -98,13 +99,16 @@ def _measured(
     sampling.check_levels(dataset.spec)
     n = sampling_table.usual_n(dataset, n)
     prior, classes = fitted.chosen(run, asked.prior), class_numbers(run, asked.classes, n, whole=True)
+    for other in fitted.names(run) if asked.prior is None else []:
+        if (state := fitted.state(run, other)) not in fitted.ENDED:
+            shown.say(f"passed over: the prior {other}, whose fit is {state}")
+    shown.say(f"closed-form models of {len(dataset.train):,} training images")
+    closed = list(_closed_forms(dataset, n, seed, shown))
     samples = sampling.draw(run, n, seed, classes, asked.guidance, prior=prior, device=device, progress=shown)
-    again = sampling_table.reconstructions(run, dataset, n, seed, device=device, progress=shown)
-    shown.say(f"fitting two closed-form models to {len(dataset.train):,} training images")
     sets = [
         sampling_table.floor(dataset, n, seed),
-        again,
-        *sampling_table.closed_form(dataset, n, seed),
+        sampling_table.reconstructions(run, dataset, n, seed, device=device, progress=shown),
+        *closed,
         sampling_table.ImageSet(f"samples of {run.name}", "samples", samples, classes),
     ]
     found = sampling_table.measure(sets, dataset, features, name, device=device, progress=shown)
@@ -114,6 +118,18 @@ def _measured(
         "drawn": asked.sentence(prior, fitted.state(run, prior)),
     }
     return found
+
+
+def _closed_forms(dataset: Dataset, n: int, seed: int, shown: Progress) -> Iterator[ImageSet]:
+    """Samples of what has a closed form; of pPCA only where it can be fitted, which is said."""
+    from diabolo import sampling_table
+
+    try:
+        yield sampling_table.ppca(dataset, n, seed)
+    except UsageError as error:
+        shown.say(f"no row of pPCA: {error.what}. {error.why}")
+    if dataset.train.labels is not None and dataset.spec.classes:
+        yield sampling_table.gaussians(dataset, n, seed)
 
 
 def _weights(run: Run) -> str:
@@ -126,11 +142,12 @@ def _told(found: Mapping[str, Any]) -> tuple[str | Table, ...]:
     from diabolo.sampling_table import cells, headings, notes
 
     heading, *others = notes(found)
+    drawn = f"samples: {found['about']['drawn']}"
     rows = listings.table(*headings(found["about"]))
     for row in found["rows"]:
         rows.add_row(*cells(row))
     seen = [_entropy(row) for row in found["rows"] if "class_entropy" in row]
-    return (heading, rows, *(f"  {note}" for note in (*others, *seen)))
+    return (heading, rows, *(f"  {note}" for note in (drawn, *others, *seen)))
 
 
 def _entropy(row: Mapping[str, Any]) -> str:
