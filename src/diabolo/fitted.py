@@ -17,7 +17,7 @@ from diabolo.models.autoencoder import Autoencoder
 from diabolo.models.build import build_prior
 from diabolo.models.distributions import keyed_sample
 from diabolo.models.priors import Prior
-from diabolo.prior_config import OWN, prior_from_dict
+from diabolo.prior_config import OWN, preset_names, prior_from_dict
 from diabolo.progress import Progress
 from diabolo.seeds import fold, mix
 
@@ -55,7 +55,9 @@ def chosen(run: runs.Run, name: str | None) -> str:
         return whole[-1] if whole else OWN
     if name not in {*known, OWN}:
         theirs = packaged.is_packaged(run.path)
-        remedy = packaged.copied(run.path, "fit-prior") if theirs else f"Fit one with: diabolo fit-prior {run.path}"
+        which = "" if run.config.preset in preset_names() else " prior=flow_matching"
+        fit = f"Fit one with: diabolo fit-prior {run.path}{which}"
+        remedy = packaged.copied(run.path, "fit-prior") if theirs else fit
         raise UsageError(f"{run.path} has no prior {name!r}", did_you_mean(name, [*known, OWN]), remedy)
     return name
 

@@ -239,7 +239,10 @@ def resume_fit(
             raise UsageError(f"{path} is finished", remedy=f"Draw from it: diabolo sample {run.path}")
         dataset = data if data is not None else _data_of(run, access)
         run.check_data(dataset)
-        fitted.measure(run, path.name, dataset, join(device).device, progress)
+        processes = join(device)
+        _check_alone(processes)
+        with locked(path):
+            fitted.measure(run, path.name, dataset, processes.device, progress)
         return path
     config = prior_from_dict(read_json(path / "config.json"))
     return _carried_out(run, path, config, data, access, device, progress, seconds, resume=True)
@@ -308,13 +311,17 @@ def _data_of(run: runs.Run, access: Access | None) -> Dataset:
 
 def _check(config: PriorConfig, source: Source, processes: Processes) -> None:
     """Refuse what does not fit, before anything is encoded."""
-    if processes.world > 1:
-        raise UsageError("a prior is fitted by one process", remedy="Leave torchrun out.")
+    _check_alone(processes)
     check_flips(config.flips, source.dataset)
     if not config.closed:
         check_precision(processes.device, config.train.precision)
         check_keep(config.train, source.dataset.validation is not None)
     _meta(config, source.spec)
+
+
+def _check_alone(processes: Processes) -> None:
+    if processes.world > 1:
+        raise UsageError("a prior is fitted by one process", remedy="Leave torchrun out.")
 
 
 def _prior(config: PriorConfig, spec: DataSpec) -> Prior:

@@ -102,13 +102,12 @@ def _measured(
     for other in fitted.names(run) if asked.prior is None else []:
         if (state := fitted.state(run, other)) not in fitted.ENDED:
             shown.say(f"passed over: the prior {other}, whose fit is {state}")
-    shown.say(f"closed-form models of {len(dataset.train):,} training images")
-    closed = list(_closed_forms(dataset, n, seed, shown))
     samples = sampling.draw(run, n, seed, classes, asked.guidance, prior=prior, device=device, progress=shown)
+    shown.say(f"closed-form models of {len(dataset.train):,} training images")
     sets = [
         sampling_table.floor(dataset, n, seed),
         sampling_table.reconstructions(run, dataset, n, seed, device=device, progress=shown),
-        *closed,
+        *_closed_forms(dataset, n, seed, shown),
         sampling_table.ImageSet(f"samples of {run.name}", "samples", samples, classes),
     ]
     found = sampling_table.measure(sets, dataset, features, name, device=device, progress=shown)
