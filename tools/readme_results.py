@@ -8,9 +8,10 @@ a file would change.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +175,16 @@ def sharp(kept: Path, language: str) -> str:
     from diabolo.chapters.sharp_words import NAMES, SETS
 
     words = WORDS[language]
-    measures, longer, classifier = (
+    measures, bound, classifier = (
         json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("measures", "sharp-60", "classifier")
+        for name in ("measures", "sharp-60-bound", "classifier")
     )
-    runs, gains, table = {**measures["runs"], "sharp-60": longer}, measures["gains"], measures["samples"]
-    models = [
-        _sharp(shown(title, language), runs[name], gains.get(name)) for name, title in NAMES.items() if name in runs
-    ]
+    runs, gains, table = measures["runs"], measures["gains"], measures["samples"]
+    models = []
+    for name, title in NAMES.items():
+        models.append(_sharp(shown(title, language), runs[name], gains.get(name)))
+        if name == "sharp-60":
+            models.append(_sharp(words["sharp_bound"], bound, None))
     lines = {line["latent"]: line for line in measures["linear"]["dequantized"]}
     models += [_sharp_line(words[f"sharp_line_{latent or 'full'}"], lines[latent]) for latent in (RIVAL, None)]
     facts = {
@@ -193,11 +196,14 @@ def sharp(kept: Path, language: str) -> str:
         "gain": _pm(measures["priors"]["mixture"]["gain"], 1),
         "guidance": f"{measures['guidance']:g}",
         "warmup": str(WARMUP),
+        **_aimed({row["set"]: row for row in table["rows"]}),
+        **_gap((row["bits_per_dim"]["value"] for row in [*runs.values(), bound]), lines[None]["bits_per_dim"]),
         "trained": f"{measures['pretrained']['seconds']:.0f}",
         "fitted": f"{measures['priors']['flow_matching']['seconds']:.0f}",
         "elsewhere": _cores(measures["pretrained"]["machine"]),
         "minutes": f"{sum(measures['stages'].values()) / 60:.0f}",
         "samples": f"{table['about']['spent'] / 60:.0f}",
+        "longer": f"{runs['sharp-60']['seconds'] / 60:.0f}",
         "machine": _cores(measures["machine"]),
     }
     numbered = [(claim["number"], claim["verdict"]) for claim in measures["claims"]]
@@ -210,10 +216,30 @@ def sharp(kept: Path, language: str) -> str:
         "\n".join(claims),
         words["sharp"].strip().format(**facts),
         _table(words["sharp_columns"], models),
+        words["sharp_gap"].strip().format(**facts),
         words["sharp_samples"].strip().format(**facts),
         _table(words["sharp_sample_columns"], samples),
         words["sharp_time"].strip().format(**facts),
     ])
+
+
+def _aimed(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What the samples by class reach, and what they were to reach where that is measured, too."""
+    flow, mixture, floor = (rows[name] for name in ("flow-class", "mixture", "floor"))
+    limit, spread = mixture["frechet"]["value"] / 2, math.hypot(flow["frechet"]["se"], mixture["frechet"]["se"] / 2)
+    return {
+        **{key: f"{100 * flow[key]['value']:.1f}" for key in ("class_accuracy", "coverage", "memorised")},
+        "covered": f"{50 * floor['coverage']['value']:.1f}",
+        "distance": f"{flow['frechet']['value']:.1f}",
+        "limit": f"{limit:.1f}",
+        "margin": f"{(limit - flow['frechet']['value']) / spread:.1f}",
+    }
+
+
+def _gap(bits: Iterable[float], full: float) -> dict[str, str]:
+    """The fewest bits/dim of the models here, and how far the Gaussian with the full covariance is ahead of them."""
+    best = min(bits)
+    return {"best": f"{best:.3f}", "gap": f"{best - full:.3f}"}
 
 
 def _cores(machine: Mapping[str, Any]) -> str:
