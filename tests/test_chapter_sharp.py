@@ -133,6 +133,12 @@ def test_the_article_s_models_are_taken_from_their_own_chapter_where_they_are_fi
     assert tmp_path / "cifar10" / "c1" in jobs and tmp_path / "sharp" / "c1" not in jobs
 
 
+def test_the_larger_network_is_called_what_its_preset_makes_it():
+    config = resolve("cifar10-sharp-60").config
+    assert config.objective.params["beta"] == 1 / 4 and config.train.flips
+    assert "\u03b2 = 1/4, mirrored images" in NAMES["sharp-60"]
+
+
 def test_the_run_of_an_hour_is_trained_by_the_full_plan_and_shown_by_others(chapter, tmp_path, monkeypatch):
     dataset, told, reused = load("clouds", {"examples": 500, "size": 8}, Access()), [], []
     progress = Progress()

@@ -191,7 +191,7 @@ def test_a_flow_is_inverted_and_its_determinant_is_the_jacobian_s(d, classes):
 
 
 def test_the_determinant_of_a_flow_is_not_of_half_precision_under_autocast():
-    """A coupling's log-scales of 1.01 and -1, whose sum bfloat16 would round, and no sum of which it could hold."""
+    """Log-scales near 1 and -1, whose sum is far below the steps of bfloat16 at either of them."""
     coupling = Coupling(4, 0, 8)
     with torch.no_grad():
         coupling.rest[-1].bias.copy_(torch.tensor([1.01, -1, 0, 0]))

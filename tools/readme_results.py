@@ -225,11 +225,14 @@ def sharp(kept: Path, language: str) -> str:
 
 def _aimed(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What the samples by class reach, and what they were to reach where that is measured, too."""
+    from diabolo.chapters.sharp_claims import CLOSER, COVERED
+
     flow, mixture, floor = (rows[name] for name in ("flow-class", "mixture", "floor"))
-    limit, spread = mixture["frechet"]["value"] / 2, math.hypot(flow["frechet"]["se"], mixture["frechet"]["se"] / 2)
+    limit = CLOSER * mixture["frechet"]["value"]
+    spread = math.hypot(flow["frechet"]["se"], CLOSER * mixture["frechet"]["se"])
     return {
         **{key: f"{100 * flow[key]['value']:.1f}" for key in ("class_accuracy", "coverage", "memorised")},
-        "covered": f"{50 * floor['coverage']['value']:.1f}",
+        "covered": f"{100 * COVERED * floor['coverage']['value']:.1f}",
         "distance": f"{flow['frechet']['value']:.1f}",
         "limit": f"{limit:.1f}",
         "margin": f"{(limit - flow['frechet']['value']) / spread:.1f}",
