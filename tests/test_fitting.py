@@ -354,6 +354,7 @@ def test_digits_from_training_to_the_measure_of_samples(said, monkeypatch):
     said("measure", "run", *words)
     table = json.loads(Path("run/samples.json").read_text(encoding="utf-8"))
     assert table["about"]["drawn"].endswith("class each, guidance 2; prior: flow_matching, fitted to the codes")
+    assert table["about"]["prior_weights_sha256"] == runs.sha256(status.with_name("weights.safetensors"))
     for words, code, message in (
         (("sample", "run", "class=10"), 2, "knows no class '10'"),
         (("sample", "run", "guidance=2"), 2, "without a class"),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import count
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributions import Normal, kl_divergence
 
+from diabolo import training
 from diabolo.config import resolve
 from diabolo.data import Access, Loader, load
 from diabolo.errors import UsageError
 from diabolo.models.build import build_model
 from diabolo.seeds import fold
-from diabolo.training import check_flips, train
+from diabolo.training import check_flips, resume, train
 from known import tiny_images
 from test_contracts import small_config
 
@@ -62,6 +66,22 @@ def test_training_is_the_plain_loop(extra, tmp_path):
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stopped", "said"),
+    [(2, ["  4.0 s  about 13 s left", "  6.0 s  about 6 s left"]), (5, ["  1.0 s", "  6.0 s  about 6 s left"])],
+)
+def test_the_time_left_of_a_run_that_goes_on_is_that_of_whole_epochs(stopped, said, tmp_path, monkeypatch):
+    """A clock that ticks once a step and once an epoch; of an epoch of 5 steps, `stopped` are done before."""
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=count().__next__))
+    config = small_config("train.curve=none", "train.keep=last", "train.batch=10", "train.epochs=3")
+    run = train(config, out=tmp_path / "run", data=tiny_images(80), device="cpu", seconds=stopped + 1)
+    resume(run.path, data=tiny_images(80), device="cpu")
+    news = [line for line in (run.path / "log.txt").read_text(encoding="utf-8").splitlines() if " epoch " in line]
+    news = [line for line in news if "train loss" in line]
+    for line, end in zip(news, [*said, "  6.0 s"], strict=True):
+        assert line.endswith(end), line
 
 
 def test_flips_change_what_is_trained_and_are_refused_where_there_is_no_mirror_image(tmp_path):

@@ -105,10 +105,11 @@ def measured(run: runs.Run, name: str) -> bool:
     """Whether `measure` has come to its end with the weights that a prior has now."""
     path = run.path / "priors" / name
     there = (path / "evaluation.json").is_file() and (path / "weights.safetensors").is_file()
-    return there and read_json(path / "evaluation.json")["about"].get("weights") == _weights(run, name)
+    return there and read_json(path / "evaluation.json")["about"].get("weights") == weights(run, name)
 
 
-def _weights(run: runs.Run, name: str) -> str:
+def weights(run: runs.Run, name: str) -> str:
+    """The SHA-256 of the weights of a fitted prior."""
     return runs.sha256(run.path / "priors" / name / "weights.safetensors")
 
 
@@ -133,7 +134,7 @@ def measure(
         "unit": "nats/example",
         "density": model.prior.density,
         "smoke": run.config.train.smoke or config.train.smoke,
-        "weights": _weights(run, name),
+        "weights": weights(run, name),
     }
     rows: dict[str, Tensor] = {}
     if model.posterior.density and len(dataset.test) > 1:  # one example has no standard error

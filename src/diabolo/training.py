@@ -162,7 +162,8 @@ class Trainer:
                         self.stop_code = code
                         raise InterruptedRun(self.path, code)
                     return
-            self._end_epoch(self._lap("train", began))
+            seconds, taken = self._lap("train", began), batches - skip
+            self._end_epoch(seconds, seconds * batches / taken if taken else None)
         self.progress.finish()
         if self.config.train.keep == "best" and not self.position.best_epoch:
             raise DivergedError(
@@ -213,7 +214,8 @@ class Trainer:
                 "Lower train.lr, or set train.clip=100.",
             )
 
-    def _end_epoch(self, seconds: float) -> None:
+    def _end_epoch(self, seconds: float, whole: float | None) -> None:
+        """Note and keep an epoch; `seconds` this process took for its part of it, `whole` would be all of it at that pace."""
         here = self.position
         row = {
             "step": here.step,
@@ -227,7 +229,7 @@ class Trainer:
         if curve:
             self.journal.append(curve)
         self._keep(curve)
-        news = self._news(row, curve, seconds)
+        news = self._news(row, curve, seconds, whole)
         logger.info(news)
         self.progress.say(news)
         here.epoch, here.batch, here.examples, here.sums = here.epoch + 1, 0, 0, {}
@@ -240,8 +242,8 @@ class Trainer:
         self.clock.append({"step": here.step, "epoch": here.epoch, "stage": stage, "seconds": round(seconds, 3)})
         return seconds
 
-    def _news(self, row: dict[str, Any], curve: dict[str, Any] | None, seconds: float) -> str:
-        left = (self.config.train.epochs - row["epoch"]) * seconds
+    def _news(self, row: dict[str, Any], curve: dict[str, Any] | None, seconds: float, whole: float | None) -> str:
+        left = (self.config.train.epochs - row["epoch"]) * (whole or 0)
         loss = curve and ("not finite" if curve["loss"] is None else f"{curve['loss']:.2f}")
         shown = f"  {curve['split']} loss {loss}" if curve else ""
         return (

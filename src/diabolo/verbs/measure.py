@@ -12,6 +12,7 @@ from diabolo import listings, registry
 from diabolo.config import words
 from diabolo.errors import UsageError, did_you_mean
 from diabolo.options import DataOptions, Device, Imports, Json, RunPath, existing_run, import_modules
+from diabolo.prior_config import OWN
 from diabolo.verbs.sampling import Asked, Words, asked_for, class_numbers
 from diabolo.verbs.shared import Answer, at_least, progress
 
@@ -114,6 +115,7 @@ def _measured(
     found["about"] |= {
         "seed": seed,
         "weights_sha256": _weights(run),
+        **({} if prior == OWN else {"prior_weights_sha256": fitted.weights(run, prior)}),
         "drawn": asked.sentence(prior, fitted.state(run, prior)),
     }
     return found
