@@ -28,7 +28,7 @@ from diabolo.sample_metrics import (
 )
 from diabolo.sampling import draw, each_in_turn
 
-GUIDANCES = (1.0, 1.5, 2.0, 3.0)
+GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -207,8 +208,29 @@ def test_the_tables_of_the_sharp_chapter_are_those_that_are_kept(tool, name, lan
     measures = json.loads((tool.SHARP / "measures.json").read_text(encoding="utf-8"))
     for run in ("sharp", "sharp-60", "short-vector", "c4"):
         assert f"{measures['runs'][run]['psnr']['value']:.2f}" in shown, run
-    rows = len(measures["runs"]) + 1 + 2 + len(measures["samples"]["rows"])
-    assert shown.count("\n| ") == 2 + rows, "two heads, the runs, one more, two closed forms, the sets of images"
+    rows = len(measures["runs"]) + 1 + 2 + len(measures["samples"]["rows"]) + 3
+    assert shown.count("\n| ") == 2 + rows, (
+        "two heads, the runs, one more, two closed forms, the sets of images, three more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "why"),
+    [
+        ("sharp-60-flow", lambda found: found["about"].update(n=5_000), "is no row of this table: n"),
+        ("sharp-60-flow-class", lambda found: found["about"]["features"].update(name="other"), "table: features"),
+        ("sharp-60-flow", lambda found: found["rows"][0]["frechet"].update(value=2.7), "table: training images"),
+        ("guidance-60", lambda found: found["rows"][-1]["frechet"].update(value=1.0), "guidance 3 is not the best"),
+        ("guidance", lambda found: found["rows"].pop(0), "the other with 1, 1.5"),
+    ],
+)
+def test_samples_that_were_measured_otherwise_are_not_set_beside_these(name, spoil, why, tool, tmp_path):
+    kept = shutil.copytree(tool.SHARP, tmp_path / "sharp")
+    found = json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
+    spoil(found)
+    (kept / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(ValueError, match=why):
+        tool.sharp(kept, "en")
 
 
 @pytest.mark.parametrize("name", ["verification", "verification-locality", "verification-quick"])

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,7 @@ def sharp(kept: Path, language: str) -> str:
         "accuracy": f"{100 * classifier['test']['accuracy']:.1f}",
         "gain": _pm(measures["priors"]["mixture"]["gain"], 1),
         "guidance": f"{measures['guidance']:g}",
+        "tried": _tried(kept, measures["guidance"]),
         "warmup": str(WARMUP),
         **_aimed({row["set"]: row for row in table["rows"]}),
         **_gap((row["bits_per_dim"]["value"] for row in [*runs.values(), bound]), lines[None]["bits_per_dim"]),
@@ -212,6 +213,7 @@ def sharp(kept: Path, language: str) -> str:
         for number, verdict in numbered
     ]
     samples = [_samples_of(shown(SETS[row["set"]], language), row) for row in table["rows"]]
+    samples += [_samples_of(words[f"sharp_larger_{name}"], row) for name, row in _larger(kept, table)]
     return "\n\n".join([
         "\n".join(claims),
         words["sharp"].strip().format(**facts),
@@ -221,6 +223,44 @@ def sharp(kept: Path, language: str) -> str:
         _table(words["sharp_sample_columns"], samples),
         words["sharp_time"].strip().format(**facts),
     ])
+
+
+def _tried(kept: Path, guidance: float) -> str:
+    """The strengths of guidance that were tried on both networks.
+
+    Raises:
+        ValueError: if not all the same were, or another than `guidance` was the best of them.
+    """
+    tried = []
+    for name in ("guidance", "guidance-60"):
+        rows = json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+        if min(rows, key=lambda row: row["frechet"]["value"])["guidance"] != guidance:
+            raise ValueError(f"{name}.json: guidance {guidance:g} is not the best")
+        tried.append(", ".join(f"{row['guidance']:g}" for row in rows))
+    if tried[0] != tried[1]:
+        raise ValueError(f"one network was tried with {tried[0]}, the other with {tried[1]}")
+    return tried[0]
+
+
+def _larger(kept: Path, table: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of the larger network, each measured by `measure` on its own, to be read beside those of a table.
+
+    Raises:
+        ValueError: if they were measured otherwise: on other data, in other features, or with other training images beside them.
+    """
+    for name in ("flow", "flow-class"):
+        found = json.loads((kept / f"sharp-60-{name}.json").read_text(encoding="utf-8"))
+        differ = [key for key in _COMPARED if found["about"][key] != table["about"][key]]
+        floor, theirs = (next(row for row in one["rows"] if row["kind"] == "floor") for one in (found, table))
+        if differ or not math.isclose(floor["frechet"]["value"], theirs["frechet"]["value"], rel_tol=1e-6):
+            raise ValueError(f"sharp-60-{name}.json is no row of this table: {', '.join(differ) or 'training images'}")
+        if name == "flow":
+            yield "reconstructions", next(row for row in found["rows"] if row["kind"] == "reconstructions")
+        yield name, next(row for row in found["rows"] if row["kind"] == "samples")
+
+
+#: What two tables of samples share if their rows are to stand beside each other.
+_COMPARED = ("data_hash", "reference", "train", "features", "n", "k", "quantile", "mirrored", "levels")
 
 
 def _aimed(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
