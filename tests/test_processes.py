@@ -345,6 +345,18 @@ def test_the_first_process_of_each_machine_says_what_is_wrong(local, heard, monk
     assert ("no-such-preset" in capsys.readouterr().err) == heard
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_one_of_many_ends_without_the_interpreter_s_clean_up(world, monkeypatch):
+    """In which gloo's threads now and then abort a process whose training is done."""
+    started(monkeypatch, rank=0, world=world)
+    script = "import atexit; atexit.register(print, 'cleaned up'); from diabolo import launch; print('said'); launch.leave(4)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert (ended.returncode, ended.stdout.split("\n")) == (
+        4,
+        ["said", "cleaned up", ""] if world == 1 else ["said", ""],
+    )
+
+
 def test_a_launcher_that_tells_too_little_leaves_a_process_alone(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

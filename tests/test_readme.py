@@ -208,9 +208,9 @@ def test_the_tables_of_the_sharp_chapter_are_those_that_are_kept(tool, name, lan
     measures = json.loads((tool.SHARP / "measures.json").read_text(encoding="utf-8"))
     for run in ("sharp", "sharp-60", "short-vector", "c4"):
         assert f"{measures['runs'][run]['psnr']['value']:.2f}" in shown, run
-    rows = len(measures["runs"]) + 1 + 2 + len(measures["samples"]["rows"]) + 3
-    assert shown.count("\n| ") == 2 + rows, (
-        "two heads, the runs, one more, two closed forms, the sets of images, three more"
+    rows = len(measures["runs"]) + 1 + 2 + len(measures["samples"]["rows"]) + 3 + 5
+    assert shown.count("\n| ") == 3 + rows, (
+        "heads, runs, one more, two closed forms, sets of images, three and five more"
     )
 
 
@@ -220,6 +220,7 @@ def test_the_tables_of_the_sharp_chapter_are_those_that_are_kept(tool, name, lan
         ("sharp-60-flow", lambda found: found["about"].update(n=5_000), "is no row of this table: n"),
         ("sharp-60-flow-class", lambda found: found["about"]["features"].update(name="other"), "table: features"),
         ("sharp-60-flow", lambda found: found["rows"][0]["frechet"].update(value=2.7), "table: training images"),
+        ("sharp-efficientnet", lambda found: found["about"].update(n=5_000), "is of other n"),
         ("guidance-60", lambda found: found["rows"][-1]["frechet"].update(value=1.0), "guidance 3 is not the best"),
         ("guidance", lambda found: found["rows"].pop(0), "the other with 1, 1.5"),
     ],

@@ -221,6 +221,8 @@ def sharp(kept: Path, language: str) -> str:
         words["sharp_gap"].strip().format(**facts),
         words["sharp_samples"].strip().format(**facts),
         _table(words["sharp_sample_columns"], samples),
+        words["sharp_features"].strip().format(**facts),
+        _table(words["sharp_sample_columns"], _elsewhere(kept, table["about"], language)),
         words["sharp_time"].strip().format(**facts),
     ])
 
@@ -257,6 +259,22 @@ def _larger(kept: Path, table: Mapping[str, Any]) -> Iterator[tuple[str, Mapping
         if name == "flow":
             yield "reconstructions", next(row for row in found["rows"] if row["kind"] == "reconstructions")
         yield name, next(row for row in found["rows"] if row["kind"] == "samples")
+
+
+def _elsewhere(kept: Path, about: Mapping[str, Any], language: str) -> list[str]:
+    """Rows of the sharp network in features that know nothing of the data.
+
+    Raises:
+        ValueError: if they were measured of other data, or of another number of images.
+    """
+    from diabolo.chapters.sharp_words import SETS
+
+    found = json.loads((kept / "sharp-efficientnet.json").read_text(encoding="utf-8"))
+    differ = [key for key in _COMPARED if key != "features" and found["about"][key] != about[key]]
+    if differ:
+        raise ValueError(f"sharp-efficientnet.json is of other {', '.join(differ)}")
+    sets = ("floor", "reconstructions", "ppca", "gaussians", "flow-class")  # in the order of `measure`
+    return [_samples_of(shown(SETS[name], language), row) for name, row in zip(sets, found["rows"], strict=True)]
 
 
 #: What two tables of samples share if their rows are to stand beside each other.

@@ -462,7 +462,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    sys.exit(code)
+    if tokens is not None:  # another's process, which goes on
+        sys.exit(code)
+    launch.leave(code)
 
 
 class _Warnings(logging.Handler):

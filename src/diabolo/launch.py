@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from diabolo.errors import UsageError
 
@@ -43,6 +44,20 @@ def speak(expected: bool) -> None:
     """Let an error be heard: one that is expected from the first process of each machine, any other from each."""
     if here().rank and sys.__stderr__ and not (expected and here().local_rank):
         sys.stderr = sys.__stderr__
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code, as one of many without the interpreter's clean-up.
+
+    DistributedDataParallel keeps torch's process group alive beyond its end, and so gloo's threads: one that lets go of a tensor
+    while the interpreter is taken down aborts the process, and torchrun then ends all others
+    (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    if here().world > 1:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def refuse_other_verbs(words: Sequence[str]) -> None:
