@@ -349,12 +349,27 @@ def test_the_first_process_of_each_machine_says_what_is_wrong(local, heard, monk
 def test_one_of_many_ends_without_the_interpreter_s_clean_up(world, monkeypatch):
     """In which gloo's threads now and then abort a process whose training is done."""
     started(monkeypatch, rank=0, world=world)
-    script = "import atexit; atexit.register(print, 'cleaned up'); from diabolo import launch; print('said'); launch.leave(4)"
+    script = (
+        "import atexit; atexit.register(print, 'cleaned up'); from diabolo import launch; print('said'); launch.end(4)"
+    )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=LIMIT, check=False)
     assert (ended.returncode, ended.stdout.split("\n")) == (
         4,
         ["said", "cleaned up", ""] if world == 1 else ["said", ""],
     )
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_command_ends_so_and_another_s_process_does_not(world, monkeypatch):
+    started(monkeypatch, rank=0, world=world)
+    for given, tokens, cleaned in (("['diabolo', 'train']", "", world == 1), ("['other']", "['train']", True)):
+        script = (
+            f"import atexit, sys; atexit.register(print, 'cleaned up'); sys.argv = {given}; from diabolo import cli; "
+        )
+        words = [sys.executable, "-c", f"{script}cli.main({tokens})"]
+        ended = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, check=False)
+        assert (ended.returncode, "cleaned up" in ended.stdout) == (2, cleaned)
+        assert "train needs a preset" in ended.stderr
 
 
 def test_a_launcher_that_tells_too_little_leaves_a_process_alone(monkeypatch):

@@ -195,7 +195,7 @@ def sharp(kept: Path, language: str) -> str:
         "accuracy": f"{100 * classifier['test']['accuracy']:.1f}",
         "gain": _pm(measures["priors"]["mixture"]["gain"], 1),
         "guidance": f"{measures['guidance']:g}",
-        "tried": _tried(kept, measures["guidance"]),
+        **_tried(kept, measures["guidance"]),
         "warmup": str(WARMUP),
         **_aimed({row["set"]: row for row in table["rows"]}),
         **_gap((row["bits_per_dim"]["value"] for row in [*runs.values(), bound]), lines[None]["bits_per_dim"]),
@@ -222,23 +222,24 @@ def sharp(kept: Path, language: str) -> str:
         words["sharp_samples"].strip().format(**facts),
         _table(words["sharp_sample_columns"], samples),
         words["sharp_features"].strip().format(**facts),
-        _table(words["sharp_sample_columns"], _elsewhere(kept, table["about"], language)),
+        _table(words["sharp_sample_columns"], _in_other_features(kept, table["about"], language)),
         words["sharp_time"].strip().format(**facts),
     ])
 
 
-def _tried(kept: Path, guidance: float) -> str:
-    """The strengths of guidance that were tried on both networks.
+def _tried(kept: Path, guidance: float) -> dict[str, str]:
+    """The strengths of guidance that were tried on both networks, and on how many training images.
 
     Raises:
-        ValueError: if not all the same were, or another than `guidance` was the best of them.
+        ValueError: if not both were tried alike, or another than `guidance` was the best.
     """
     tried = []
     for name in ("guidance", "guidance-60"):
-        rows = json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-        if min(rows, key=lambda row: row["frechet"]["value"])["guidance"] != guidance:
+        found = json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
+        if min(found["rows"], key=lambda row: row["frechet"]["value"])["guidance"] != guidance:
             raise ValueError(f"{name}.json: guidance {guidance:g} is not the best")
-        tried.append(", ".join(f"{row['guidance']:g}" for row in rows))
+        strengths = ", ".join(f"{row['guidance']:g}" for row in found["rows"])
+        tried.append({"tried": strengths, "tried_on": f"{found['about']['n']:,}"})
     if tried[0] != tried[1]:
         raise ValueError(f"one network was tried with {tried[0]}, the other with {tried[1]}")
     return tried[0]
@@ -248,35 +249,52 @@ def _larger(kept: Path, table: Mapping[str, Any]) -> Iterator[tuple[str, Mapping
     """The rows of the larger network, each measured by `measure` on its own, to be read beside those of a table.
 
     Raises:
-        ValueError: if they were measured otherwise: on other data, in other features, or with other training images beside them.
+        ValueError: if they were drawn or measured otherwise: on other data, in other features, beside other training images.
     """
     for name in ("flow", "flow-class"):
-        found = json.loads((kept / f"sharp-60-{name}.json").read_text(encoding="utf-8"))
-        differ = [key for key in _COMPARED if found["about"][key] != table["about"][key]]
+        found = _measured_samples(kept, f"sharp-60-{name}", table["about"], _COMPARED, _DRAWN[name])
         floor, theirs = (next(row for row in one["rows"] if row["kind"] == "floor") for one in (found, table))
-        if differ or not math.isclose(floor["frechet"]["value"], theirs["frechet"]["value"], rel_tol=1e-6):
-            raise ValueError(f"sharp-60-{name}.json is no row of this table: {', '.join(differ) or 'training images'}")
+        if not math.isclose(floor["frechet"]["value"], theirs["frechet"]["value"], rel_tol=1e-6):
+            raise ValueError(f"sharp-60-{name}.json is no row of this table: training images")
         if name == "flow":
             yield "reconstructions", next(row for row in found["rows"] if row["kind"] == "reconstructions")
         yield name, next(row for row in found["rows"] if row["kind"] == "samples")
 
 
-def _elsewhere(kept: Path, about: Mapping[str, Any], language: str) -> list[str]:
-    """Rows of the sharp network in features that know nothing of the data.
+def _in_other_features(kept: Path, about: Mapping[str, Any], language: str) -> list[str]:
+    """Rows of the sharp network in features that never saw the data.
 
     Raises:
-        ValueError: if they were measured of other data, or of another number of images.
+        ValueError: if they were drawn otherwise, or measured of other data, or of another number of images.
     """
     from diabolo.chapters.sharp_words import SETS
 
-    found = json.loads((kept / "sharp-efficientnet.json").read_text(encoding="utf-8"))
-    differ = [key for key in _COMPARED if key != "features" and found["about"][key] != about[key]]
+    same = [key for key in _COMPARED if key != "features"]
+    found = _measured_samples(kept, "sharp-efficientnet", about, same, _DRAWN["flow-class"])
+    return [_samples_of(shown(SETS[_SETS_OF_MEASURE[row["set"]]], language), row) for row in found["rows"]]
+
+
+def _measured_samples(kept: Path, name: str, about: Mapping[str, Any], same: Iterable[str], drawn: str) -> Any:
+    """A kept samples.json, if it shares what must be the `same` with a table `about` these, and its samples were `drawn` so."""
+    found = json.loads((kept / f"{name}.json").read_text(encoding="utf-8"))
+    differ = [key for key in same if found["about"][key] != about[key]]
+    if found["about"]["drawn"] != f"decoder means, {drawn}; prior: flow_matching, fitted to the codes":
+        differ.append("drawn")
     if differ:
-        raise ValueError(f"sharp-efficientnet.json is of other {', '.join(differ)}")
-    sets = ("floor", "reconstructions", "ppca", "gaussians", "flow-class")  # in the order of `measure`
-    return [_samples_of(shown(SETS[name], language), row) for name, row in zip(sets, found["rows"], strict=True)]
+        raise ValueError(f"{name}.json is no row of this table: {', '.join(differ)}")
+    return found
 
 
+#: How the samples of a row were drawn.
+_DRAWN = {"flow": "z ~ p(z)", "flow-class": "z ~ p(z | y), class each, guidance 3"}
+#: What the chapter calls the sets of `measure`.
+_SETS_OF_MEASURE = {
+    "training images": "floor",
+    "reconstructions": "reconstructions",
+    "pPCA, q = 512": "ppca",
+    "a Gaussian for each class, pixels": "gaussians",
+    "samples of cifar10-sharp": "flow-class",
+}
 #: What two tables of samples share if their rows are to stand beside each other.
 _COMPARED = ("data_hash", "reference", "train", "features", "n", "k", "quantile", "mirrored", "levels")
 

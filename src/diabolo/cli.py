@@ -464,7 +464,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         code = 0
     if tokens is not None:  # another's process, which goes on
         sys.exit(code)
-    launch.leave(code)
+    launch.end(code)
 
 
 class _Warnings(logging.Handler):

@@ -46,7 +46,7 @@ def speak(expected: bool) -> None:
         sys.stderr = sys.__stderr__
 
 
-def leave(code: int) -> NoReturn:
+def end(code: int) -> NoReturn:
     """End this process with an exit code, as one of many without the interpreter's clean-up.
 
     DistributedDataParallel keeps torch's process group alive beyond its end, and so gloo's threads: one that lets go of a tensor

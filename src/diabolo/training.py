@@ -215,7 +215,7 @@ class Trainer:
             )
 
     def _end_epoch(self, seconds: float, whole: float | None) -> None:
-        """Note and keep an epoch; `seconds` this process took for its part of it, `whole` would be all of it at that pace."""
+        """Note and keep an epoch; `seconds` this process took for its part of it, `whole`: all of it so (None: it did none)."""
         here = self.position
         row = {
             "step": here.step,
